@@ -1,0 +1,36 @@
+package reward
+
+import (
+	"strings"
+
+	"github.com/uadt-train/uadt-train/rollout"
+)
+
+// Strict finds and compares the answer of a trace as the reward does: from the
+// single <answer> block, and from nothing else.
+func Strict(q rollout.Question, t rollout.Trace) Answer {
+	switch t.Finish {
+	case rollout.FinishAbort:
+		return Answer{Reason: CodeAborted}
+	case rollout.FinishLength:
+		return Answer{Reason: CodeTruncated}
+	}
+	opens, closes := strings.Count(t.Text, answerOpen), strings.Count(t.Text, answerClose)
+	if opens > 1 || closes > 1 {
+		return Answer{Reason: CodeSeveralAnswers}
+	}
+	_, rest, ok := strings.Cut(t.Text, answerOpen)
+	block, _, closed := strings.Cut(rest, answerClose)
+	if !ok || !closed || strings.TrimSpace(block) == "" {
+		return Answer{Reason: CodeNoAnswer}
+	}
+	return Compare(q, block)
+}
+
+// Compare compares the content of an answer block with the gold answer of q.
+func Compare(q rollout.Question, block string) Answer {
+	if strings.TrimSpace(q.Gold) == strings.TrimSpace(block) {
+		return Answer{Extracted: strings.TrimSpace(block), Reason: CodeRight, Exact: true, F1: 1}
+	}
+	return Answer{Extracted: strings.TrimSpace(block), Reason: CodeWrong}
+}
