@@ -1,0 +1,114 @@
+package telemetry
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+)
+
+// Progress is a sink that draws two bars on a terminal: the steps of the stage
+// with the time left, and the groups of the step that is being sampled.
+type Progress struct {
+	mu       sync.Mutex
+	pool     *mpb.Progress
+	steps    *mpb.Bar
+	rollouts *mpb.Bar
+	note     string
+	last     time.Time
+	now      func() time.Time
+}
+
+// NewProgress draws to out, which should be a terminal; now is the clock that
+// the time left is reckoned with.
+func NewProgress(out io.Writer, now func() time.Time) *Progress {
+	return &Progress{
+		pool: mpb.New(mpb.WithOutput(out), mpb.WithWidth(40), mpb.WithAutoRefresh()),
+		now:  now,
+	}
+}
+
+// Emit implements Sink.
+func (p *Progress) Emit(e Event) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch e := e.(type) {
+	case StageStarted:
+		p.stage(e)
+	case RolloutProgress:
+		p.progress(e)
+	case StepDone:
+		p.note = noteOf(e.Metrics)
+		if p.steps != nil {
+			now := p.now()
+			p.steps.EwmaSetCurrent(int64(e.Step), now.Sub(p.last))
+			p.last = now
+		}
+	case RunEnded:
+		p.end()
+	}
+}
+
+// Close removes the bars and waits until the terminal is ours again. It may be
+// called twice.
+func (p *Progress) Close() {
+	p.mu.Lock()
+	p.end()
+	p.mu.Unlock()
+	p.pool.Wait()
+}
+
+func (p *Progress) stage(e StageStarted) {
+	p.end()
+	p.note, p.last = "", p.now()
+	name := fmt.Sprintf("%-8s", e.Stage.Name)
+	p.steps = p.pool.AddBar(int64(e.Stage.Steps),
+		mpb.PrependDecorators(decor.Name(name), decor.CountersNoUnit("step %d/%d")),
+		mpb.AppendDecorators(
+			decor.EwmaETA(decor.ET_STYLE_MMSS, 20), decor.Name(" left  "),
+			decor.Any(func(decor.Statistics) string {
+				p.mu.Lock()
+				defer p.mu.Unlock()
+				return p.note
+			})))
+	p.steps.SetCurrent(int64(e.Step))
+	if e.Stage.Kind == "rl" {
+		p.rollouts = p.pool.AddBar(1,
+			mpb.PrependDecorators(decor.Name("rollouts"), decor.CountersNoUnit(" %d/%d")))
+	}
+}
+
+func (p *Progress) progress(e RolloutProgress) {
+	if p.rollouts == nil {
+		return
+	}
+	p.rollouts.SetTotal(int64(e.All), false)
+	p.rollouts.SetCurrent(int64(e.Done))
+}
+
+func (p *Progress) end() {
+	for _, bar := range []*mpb.Bar{p.steps, p.rollouts} {
+		if bar != nil {
+			bar.Abort(false)
+		}
+	}
+	p.steps, p.rollouts = nil, nil
+}
+
+// noteOf is the text beside the step bar: what a researcher looks at first.
+func noteOf(m Metrics) string {
+	var parts []string
+	for _, show := range []struct{ name, label string }{
+		{"accuracy/train", "accuracy"}, {"reward/mean", "reward"}, {"entropy/mean", "H"},
+		{"uadt/tau", "tau"}, {"uadt/omega_mean", "omega"}, {"loss/total", "loss"},
+	} {
+		if v, ok := m[show.name]; ok {
+			parts = append(parts, fmt.Sprintf("%s %.3f", show.label, v))
+		}
+	}
+	return strings.Join(parts, "  ")
+}
