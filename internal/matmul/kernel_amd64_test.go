@@ -1,0 +1,39 @@
+package matmul
+
+import (
+	"math/rand/v2"
+	"testing"
+)
+
+// TestKernelsAgree compares the bits of the vector kernels with each other and
+// their values with the Go loop.
+func TestKernelsAgree(t *testing.T) {
+	if !hasAVX2 {
+		t.Log("this machine has no AVX2: only the Go kernel runs here")
+		return
+	}
+	r := rand.New(rand.NewPCG(9, 10))
+	for k := 1; k < 40; k += 3 {
+		for _, add := range []bool{false, true} {
+			a, b, c := random(r, tileRows*k), random(r, k*maxCols), random(r, tileRows*maxCols)
+			narrow, loop := append([]float32(nil), c...), append([]float32(nil), c...)
+			for half := range 2 {
+				kernelAVX2(k, &a[0], 4*k, 4, &b[16*half], 4*maxCols, &narrow[16*half], 4*maxCols, add)
+			}
+			kernelGo(Of(loop, tileRows, maxCols), Of(a, tileRows, k), Of(b, k, maxCols), add)
+			if hasAVX512 {
+				kernelAVX512(k, &a[0], 4*k, 4, &b[0], 4*maxCols, &c[0], 4*maxCols, add)
+			} else {
+				copy(c, narrow)
+			}
+			for i := range c {
+				if c[i] != narrow[i] {
+					t.Fatalf("k %d add %v element %d: AVX-512 %v, AVX2 %v", k, add, i, c[i], narrow[i])
+				}
+				if d := c[i] - loop[i]; d > 1e-5 || d < -1e-5 {
+					t.Fatalf("k %d add %v element %d: vector %v, loop %v", k, add, i, c[i], loop[i])
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,7 @@
+//go:build !amd64
+
+package matmul
+
+const kernelCols = 16
+
+func kernel(c, a, b View, add bool) { kernelGo(c, a, b, add) }
