@@ -1,0 +1,9 @@
+//go:build !amd64 || purego
+
+package kernel
+
+func panel(c Call) { panelGo(c) }
+
+func expSub(dst, x []float32, scale, shift float32) { expSubGo(dst, x, scale, shift) }
+
+func siluMul(gate, up []float32) { siluMulGo(gate, up) }
