@@ -5,6 +5,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vbauerster/mpb/v8"
@@ -18,9 +19,11 @@ type Progress struct {
 	pool     *mpb.Progress
 	steps    *mpb.Bar
 	rollouts *mpb.Bar
-	note     string
-	last     time.Time
-	now      func() time.Time
+	// note is read by the bars' own goroutine while Emit may wait for it, hence
+	// an atomic and not the lock.
+	note atomic.Pointer[string]
+	last time.Time
+	now  func() time.Time
 }
 
 // NewProgress draws to out, which should be a terminal; now is the clock that
@@ -42,7 +45,7 @@ func (p *Progress) Emit(e Event) {
 	case RolloutProgress:
 		p.progress(e)
 	case StepDone:
-		p.note = noteOf(e.Metrics)
+		p.setNote(noteOf(e.Metrics))
 		if p.steps != nil {
 			now := p.now()
 			p.steps.EwmaSetCurrent(int64(e.Step), now.Sub(p.last))
@@ -64,16 +67,15 @@ func (p *Progress) Close() {
 
 func (p *Progress) stage(e StageStarted) {
 	p.end()
-	p.note, p.last = "", p.now()
+	p.setNote("")
+	p.last = p.now()
 	name := fmt.Sprintf("%-8s", e.Stage.Name)
 	p.steps = p.pool.AddBar(int64(e.Stage.Steps),
 		mpb.PrependDecorators(decor.Name(name), decor.CountersNoUnit("step %d/%d")),
 		mpb.AppendDecorators(
 			decor.EwmaETA(decor.ET_STYLE_MMSS, 20), decor.Name(" left  "),
 			decor.Any(func(decor.Statistics) string {
-				p.mu.Lock()
-				defer p.mu.Unlock()
-				return p.note
+				return *p.note.Load()
 			})))
 	p.steps.SetCurrent(int64(e.Step))
 	if e.Stage.Kind == "rl" {
@@ -81,6 +83,8 @@ func (p *Progress) stage(e StageStarted) {
 			mpb.PrependDecorators(decor.Name("rollouts"), decor.CountersNoUnit(" %d/%d")))
 	}
 }
+
+func (p *Progress) setNote(text string) { p.note.Store(&text) }
 
 func (p *Progress) progress(e RolloutProgress) {
 	if p.rollouts == nil {

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Runs the Python tests in the environment that .ci/python.lock pins.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=$(.ci/python-env)
+export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+for folder in tests/python trainer/pytorch; do
+  "$python" -m pytest -q -p no:cacheprovider --durations=5 "$folder"
+done
