@@ -21,6 +21,8 @@ const (
 	CodeHedged         Code = "hedged"                 // "A or B", "probably A"
 	CodeListed         Code = "listed"                 // several diagnoses
 	CodeAmbiguous      Code = "ambiguous_abbreviation" // RD, RP or DR within a longer answer
+	CodeTooLong        Code = "too_long"               // an essay where an answer was asked for
+	CodeUnverifiable   Code = "unverifiable_text"      // a letter with text after it, and no parsed options to check it by
 	CodeNoGold         Code = "no_gold"                // the record has no usable gold answer; missing
 )
 

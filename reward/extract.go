@@ -7,7 +7,8 @@ import (
 )
 
 // Strict finds and compares the answer of a trace as the reward does: from the
-// single <answer> block, and from nothing else.
+// single <answer> block, and from nothing else. A truncated or aborted trace
+// has none.
 func Strict(q rollout.Question, t rollout.Trace) Answer {
 	switch t.Finish {
 	case rollout.FinishAbort:
@@ -19,9 +20,9 @@ func Strict(q rollout.Question, t rollout.Trace) Answer {
 	if opens > 1 || closes > 1 {
 		return Answer{Reason: CodeSeveralAnswers}
 	}
-	_, rest, ok := strings.Cut(t.Text, answerOpen)
+	_, rest, opened := strings.Cut(t.Text, answerOpen)
 	block, _, closed := strings.Cut(rest, answerClose)
-	if !ok || !closed || strings.TrimSpace(block) == "" {
+	if !opened || !closed {
 		return Answer{Reason: CodeNoAnswer}
 	}
 	return Compare(q, block)
@@ -29,8 +30,19 @@ func Strict(q rollout.Question, t rollout.Trace) Answer {
 
 // Compare compares the content of an answer block with the gold answer of q.
 func Compare(q rollout.Question, block string) Answer {
-	if strings.TrimSpace(q.Gold) == strings.TrimSpace(block) {
-		return Answer{Extracted: strings.TrimSpace(block), Reason: CodeRight, Exact: true, F1: 1}
+	if strings.TrimSpace(block) == "" {
+		return Answer{Reason: CodeNoAnswer}
 	}
-	return Answer{Extracted: strings.TrimSpace(block), Reason: CodeWrong}
+	if len(block) > longestAnswer {
+		return Answer{Reason: CodeTooLong}
+	}
+	text := Normalise(block)
+	if text == "" {
+		return Answer{Reason: CodeNoAnswer}
+	}
+	switch q.Kind {
+	case rollout.SingleChoice, rollout.TrueFalse, rollout.MultipleChoice:
+		return compareChoice(q, text)
+	}
+	return compareOpen(builtinSynonyms(), q.Gold, text)
 }
