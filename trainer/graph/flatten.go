@@ -1,0 +1,184 @@
+package graph
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/uadt-train/uadt-train/internal/qwenvl"
+	"github.com/uadt-train/uadt-train/internal/vision"
+	"github.com/uadt-train/uadt-train/trainer"
+)
+
+// flattener turns batches into chunks.
+type flattener struct {
+	config   qwenvl.Config
+	prepare  vision.Config
+	pictures *pictures
+	text     *angles // one row of head size / 2 frequencies
+	patch    *angles // one row of vision head size / 4 frequencies, for rows and for columns
+	axis     []int   // of every text frequency: time, height or width
+}
+
+// newFlattener makes the tables of config.
+func newFlattener(config qwenvl.Config, prepare vision.Config, images *pictures) *flattener {
+	f := &flattener{config: config, prepare: prepare, pictures: images,
+		text:  newAngles(config.RopeTheta, config.HeadDim/2),
+		patch: newAngles(10000, config.Vision.HeadDim()/4)}
+	for axis, count := range config.MRopeSection {
+		for range count {
+			f.axis = append(f.axis, axis)
+		}
+	}
+	return f
+}
+
+// prompt is a group's prompt with everything that depends on it alone.
+type prompt struct {
+	group     *trainer.Group
+	pictures  []*picture
+	spans     []qwenvl.ImageSpan
+	positions []qwenvl.Position
+	next      int
+}
+
+// prompt reads the images of a group and checks that all of it fits the model.
+func (f *flattener) prompt(ctx context.Context, g *trainer.Group) (*prompt, error) {
+	p := &prompt{group: g}
+	var grids []qwenvl.Grid
+	for _, image := range g.Images {
+		picture, err := f.pictures.get(ctx, image.Digest, f.config.Vision, f.prepare)
+		if err != nil {
+			return nil, err
+		}
+		p.pictures = append(p.pictures, picture)
+		grids = append(grids, picture.grid)
+	}
+	if len(g.Prompt) == 0 {
+		return nil, errors.New("the prompt is empty")
+	}
+	if err := f.checkIDs("prompt", g.Prompt); err != nil {
+		return nil, err
+	}
+	for i, t := range g.Traces {
+		if err := f.checkIDs(fmt.Sprintf("trace %d", i), t.Tokens); err != nil {
+			return nil, err
+		}
+		if t.Mask != nil && len(t.Mask) != len(t.Tokens) {
+			return nil, fmt.Errorf("trace %d: mask of %d for %d tokens", i, len(t.Mask), len(t.Tokens))
+		}
+		if t.RolloutLogprobs != nil && len(t.RolloutLogprobs) != len(t.Tokens) {
+			return nil, fmt.Errorf("trace %d: %d rollout log-probabilities for %d tokens", i, len(t.RolloutLogprobs), len(t.Tokens))
+		}
+		if n := len(g.Prompt) + len(t.Tokens); n > f.config.MaxPositions {
+			return nil, fmt.Errorf("trace %d: prompt and response have %d tokens, the model takes %d", i, n, f.config.MaxPositions)
+		}
+	}
+	var err error
+	if p.spans, err = f.config.ImageSpans(g.Prompt, grids); err != nil {
+		return nil, err
+	}
+	p.positions, p.next, err = f.config.Positions(len(g.Prompt), p.spans)
+	return p, err
+}
+
+// checkIDs refuses ids that the model has no embedding for.
+func (f *flattener) checkIDs(what string, ids []int32) error {
+	for i, id := range ids {
+		if id < 0 || int(id) >= f.config.VocabSize {
+			return fmt.Errorf("%s: token %d is %d, the vocabulary has %d", what, i, id, f.config.VocabSize)
+		}
+	}
+	return nil
+}
+
+// piece is a run of traces of one group, as trainer.Part, with its cost.
+type piece struct {
+	group, from, to int
+	rows            int
+}
+
+// rows counts the token rows of a piece.
+func (f *flattener) rows(g *trainer.Group, from, to int) int {
+	n := len(g.Prompt)
+	for _, t := range g.Traces[from:to] {
+		n += max(len(t.Tokens)-1, 0)
+	}
+	return n
+}
+
+// pieces cuts the parts of a plan (whole groups without one) so that none has
+// more than limit rows, single traces excepted, and checks that every trace is
+// covered once.
+func (f *flattener) pieces(b *trainer.Batch, limit int) ([]piece, error) {
+	parts := b.Plan.Parts
+	if len(parts) == 0 {
+		for i, g := range b.Groups {
+			parts = append(parts, trainer.Part{Group: i, To: len(g.Traces)})
+		}
+	}
+	covered := make([]int, len(b.Groups))
+	var out []piece
+	for _, p := range parts {
+		if p.Group < 0 || p.Group >= len(b.Groups) || p.From != covered[p.Group] || p.To < p.From || p.To > len(b.Groups[p.Group].Traces) {
+			return nil, fmt.Errorf("plan: part of group %d with traces %d to %d does not follow on", p.Group, p.From, p.To)
+		}
+		covered[p.Group] = p.To
+		g := &b.Groups[p.Group]
+		for from := p.From; from < p.To; {
+			to := from + 1
+			for to < p.To && f.rows(g, from, to+1) <= limit {
+				to++
+			}
+			out = append(out, piece{group: p.Group, from: from, to: to, rows: f.rows(g, from, to)})
+			from = to
+		}
+	}
+	for i, n := range covered {
+		if n != len(b.Groups[i].Traces) {
+			return nil, fmt.Errorf("plan: %d of %d traces of group %d (%s) are in no part", len(b.Groups[i].Traces)-n, len(b.Groups[i].Traces), i, b.Groups[i].ID)
+		}
+	}
+	return out, nil
+}
+
+// flatten cuts a batch into chunks of about limit rows, their number a multiple
+// of lanes. It depends on the batch alone.
+func (f *flattener) flatten(ctx context.Context, b *trainer.Batch, limit, lanes int) ([]*chunk, error) {
+	prompts := make([]*prompt, len(b.Groups))
+	for i := range b.Groups {
+		p, err := f.prompt(ctx, &b.Groups[i])
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil, err
+			}
+			return nil, &trainer.GroupError{Group: b.Groups[i].ID, Err: err}
+		}
+		prompts[i] = p
+	}
+	pieces, err := f.pieces(b, limit)
+	if err != nil {
+		return nil, err
+	}
+	total := 0
+	for _, p := range pieces {
+		total += p.rows
+	}
+	count := (total + limit - 1) / limit
+	count = (count + lanes - 1) / lanes * lanes
+	chunks := make([]*chunk, count)
+	for i := range chunks {
+		chunks[i] = &chunk{}
+	}
+	at := 0
+	builders := make([]*chunkBuilder, count)
+	for _, p := range pieces {
+		i := min((2*at+p.rows)*count/(2*total), count-1) // where the middle of the piece falls
+		if builders[i] == nil {
+			builders[i] = &chunkBuilder{f: f, c: chunks[i], first: map[*picture]int32{}}
+		}
+		builders[i].add(prompts[p.group], p)
+		at += p.rows
+	}
+	return chunks, nil
+}
