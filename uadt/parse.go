@@ -138,3 +138,33 @@ func sortedKeys(fields map[string]any) []string {
 	slices.Sort(keys)
 	return keys
 }
+
+// UnmarshalYAML reads what [ParseSchedule] reads, through any YAML decoder that
+// hands over an unmarshal function.
+func (s *Schedule) UnmarshalYAML(unmarshal func(any) error) error {
+	return decode(unmarshal, ParseSchedule, s)
+}
+
+// MarshalYAML writes what [ParseSchedule] reads.
+func (s Schedule) MarshalYAML() (any, error) { return s.Plain(), nil }
+
+// UnmarshalYAML reads what [ParseGamma] reads.
+func (g *Gamma) UnmarshalYAML(unmarshal func(any) error) error {
+	return decode(unmarshal, ParseGamma, g)
+}
+
+// MarshalYAML writes what [ParseGamma] reads.
+func (g Gamma) MarshalYAML() (any, error) { return g.Plain(), nil }
+
+func decode[T any](unmarshal func(any) error, parse func(any) (T, error), into *T) error {
+	var plain any
+	if err := unmarshal(&plain); err != nil {
+		return err
+	}
+	value, err := parse(plain)
+	if err != nil {
+		return err
+	}
+	*into = value
+	return nil
+}

@@ -45,22 +45,61 @@ func NewShaper(setup Setup) (*Shaper, error) {
 // Shape computes the advantages of batch and moves on by one shaping step. On
 // an error (an empty batch, NaN or infinite input, mismatched lengths: all
 // reported together) the state is unchanged.
+//
+// The order is fixed: read the schedules at s; advantages by group; H; mu and
+// SD over the counted traces; if unseeded, tau = mu and sigma = SD; u and
+// omega; placebo; rule; re-centring; rescaling; then
+// tau = gamma*tau + (1-gamma)*mu, sigma likewise, and s = s+1. With
+// uadt.update: before, tau and sigma move before u is computed.
 func (s *Shaper) Shape(batch Batch) (Result, error) {
-	return Result{}, errors.New("not computed yet")
+	if err := check(batch); err != nil {
+		return Result{}, fmt.Errorf("shaping step %d: %w", s.state.Step, err)
+	}
+	w := s.begin(batch)
+	if err := w.advantages(); err != nil {
+		return Result{}, fmt.Errorf("shaping step %d: %w", s.state.Step, err)
+	}
+	w.entropies()
+	next := w.threshold(s.state)
+	w.factors()
+	w.placebo()
+	for i, rule := range s.shadows {
+		w.setShadow(i, w.shape(rule))
+	}
+	w.setShaped(w.shape(s.rule))
+	w.measure()
+	if err := w.finite(); err != nil {
+		return Result{}, fmt.Errorf("shaping step %d: %w", s.state.Step, err)
+	}
+	s.state = next
+	return w.result, nil
 }
 
-// State returns a copy of the state, to be saved with the checkpoint.
-func (s *Shaper) State() State { return s.state }
-
-// Restore goes back to a saved state of the same stage.
-func (s *Shaper) Restore(state State) error {
-	s.state = state
-	return nil
-}
-
-// CarryFrom starts a new RL stage from the threshold that the last one ended
-// with, if uadt.carry is set; otherwise it does nothing. The shaping step stays
-// 0 in both cases.
-func (s *Shaper) CarryFrom(previous State) error {
-	return nil
+// begin lays out the result of batch and reads the schedules.
+func (s *Shaper) begin(batch Batch) *work {
+	o, length := s.setup.Options, s.setup.StageSteps
+	w := &work{setup: s.setup, batch: batch, result: Result{
+		Step:      s.state.Step,
+		Lambda:    o.Lambda.At(s.state.Step, length),
+		Gain:      o.Gain.At(s.state.Step, length),
+		Gamma:     o.Gamma.Of(length),
+		Estimator: o.Entropy,
+		Rule:      s.rule.Name,
+		Groups:    make([]GroupResult, len(batch.Groups)),
+		Metrics:   map[string]float64{},
+	}}
+	for _, r := range s.shadows {
+		w.result.ShadowRules = append(w.result.ShadowRules, r.Name)
+	}
+	for q, g := range batch.Groups {
+		traces := make([]TraceResult, len(g.Traces))
+		for i, t := range g.Traces {
+			traces[i] = TraceResult{ID: t.ID, Dropped: dropReason(t)}
+			if len(s.shadows) > 0 {
+				traces[i].Shadow = make([]float64, len(s.shadows))
+			}
+		}
+		w.result.Groups[q] = GroupResult{ID: g.ID, Traces: traces}
+	}
+	return w
 }
