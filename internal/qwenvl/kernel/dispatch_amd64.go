@@ -46,6 +46,9 @@ func expSubAVX2(dst, x *float32, n int, scale, shift float32)
 //go:noescape
 func siluMulAVX2(gate, up *float32, n int)
 
+//go:noescape
+func softmaxAVX2(x *float32, n int, scale float32) (sum float32)
+
 func panel(c Call) {
 	if level == levelGo {
 		panelGo(c)
@@ -85,4 +88,11 @@ func siluMul(gate, up []float32) {
 		return
 	}
 	siluMulAVX2(&gate[0], &up[0], len(gate))
+}
+
+func softmax(x []float32, scale float32) float32 {
+	if level == levelGo {
+		return softmaxGo(x, scale)
+	}
+	return softmaxAVX2(&x[0], len(x), scale)
 }
