@@ -46,7 +46,9 @@ type State struct {
 	Policy    rollout.Policy     `json:"policy"`
 	Saved     trainer.Saved      `json:"saved"`
 	Reference *trainer.Reference `json:"reference,omitempty"`
-	// Durable lists jobs sampled ahead: durable, admitted, not yet trained.
+	// Ahead is the last batch that this checkpoint knows to be durable, and
+	// Durable lists the groups of those after StageStep: admitted, not trained.
+	Ahead   int             `json:"ahead"`
 	Durable []rollout.JobID `json:"durable,omitempty"`
 	Counts  Counts          `json:"counts"`
 }
