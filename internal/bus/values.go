@@ -1,0 +1,126 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Value is the latest value of a key.
+type Value struct {
+	Data     []byte // nil after a deletion
+	Revision uint64 // rises with every change in the bucket
+}
+
+// Values are the latest values of one run, each under a key of dot-separated
+// names.
+type Values struct {
+	conn *Conn
+	run  string
+}
+
+// Values returns the latest values of run.
+func (c *Conn) Values(run string) *Values { return &Values{conn: c, run: run} }
+
+// key renders the key of name in the bucket.
+func (v *Values) key(name string) (string, error) {
+	if err := checkKey(name); err != nil {
+		return "", err
+	}
+	return v.run + "." + name, nil
+}
+
+// Put sets the value of name and returns its revision.
+func (v *Values) Put(ctx context.Context, name string, data []byte) (uint64, error) {
+	key, err := v.key(name)
+	if err != nil {
+		return 0, err
+	}
+	msg := &nats.Msg{Subject: keySubject(key), Data: data, Header: nats.Header{}}
+	revision, _, err := v.conn.publish(ctx, msg)
+	return revision, err
+}
+
+// keySubject is the subject under which the bucket stores key.
+func keySubject(key string) string { return "$KV." + bucket + "." + key }
+
+// Get reads the value of name, or fails with ErrNotFound.
+func (v *Values) Get(ctx context.Context, name string) (Value, error) {
+	key, err := v.key(name)
+	if err != nil {
+		return Value{}, err
+	}
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	kv, err := v.conn.js.KeyValue(ctx, bucket)
+	if err == nil {
+		var entry jetstream.KeyValueEntry
+		if entry, err = kv.Get(ctx, key); err == nil {
+			return Value{Data: entry.Value(), Revision: entry.Revision()}, nil
+		}
+	}
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return Value{}, fmt.Errorf("%w: %s", ErrNotFound, key)
+	}
+	return Value{}, fmt.Errorf("bus: reading %s: %w", key, v.conn.named(ctx, err))
+}
+
+// Watch calls handle with the present value of name, if there is one, and with
+// every later one, until ctx ends, whose cause it returns, or handle fails. A
+// deletion or an expiry is a Value without Data. Values that follow each other
+// faster than handle returns may be skipped, the last one never.
+func (v *Values) Watch(ctx context.Context, name string, handle func(Value) error) error {
+	key, err := v.key(name)
+	if err != nil {
+		return err
+	}
+	for {
+		err := v.watch(ctx, key, handle)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		var own *handlerError
+		if errors.As(err, &own) {
+			return own.err
+		}
+		if errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, ErrDenied) {
+			return fmt.Errorf("bus: watching %s: %w", key, err)
+		}
+		if err := pause(ctx, 100*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+// watch follows key with one watcher.
+func (v *Values) watch(ctx context.Context, key string, handle func(Value) error) error {
+	setup, cancel := bounded(ctx)
+	kv, err := v.conn.js.KeyValue(setup, bucket)
+	cancel()
+	if err != nil {
+		return v.conn.explain(err)
+	}
+	inner, stop := context.WithCancel(ctx)
+	defer stop()
+	watcher, err := kv.Watch(inner, key)
+	if err != nil {
+		return v.conn.explain(err)
+	}
+	for entry := range watcher.Updates() {
+		if entry == nil { // the present value, if any, has been sent
+			continue
+		}
+		value := Value{Revision: entry.Revision()}
+		if entry.Operation() == jetstream.KeyValuePut {
+			value.Data = entry.Value()
+		}
+		if err := handle(value); err != nil {
+			return errors.Join(&handlerError{err}, watcher.Stop())
+		}
+	}
+	return errors.New("watcher ended")
+}
