@@ -1,0 +1,146 @@
+"""A transformers vision-language model, run on packed rows.
+
+The model's own classes hold the weights and run the layers; this module feeds
+them packed embeddings, positions and attention plans, and freezes parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+
+from .attention import PACKED, VISION
+from .logprobs import token_logprobs
+from .packing import Packed
+
+QWEN = "qwen2_5_vl"
+INTERN = "internvl"
+
+
+class ArchitectureError(Exception):
+    """The checkpoint is of a family that this trainer does not train."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Prepared images of a micro-batch."""
+
+    values: torch.Tensor  # Qwen: [patches, 1176]; InternVL: [tiles, 3, H, W]
+    grids: torch.Tensor | None  # Qwen: [images, 3] int64; None for InternVL
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What a forward pass says about each response token, [R] float32, nats."""
+
+    logprobs: torch.Tensor
+    entropies: torch.Tensor
+
+
+class Policy:
+    """The model being trained, or a frozen copy of it."""
+
+    def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
+        self.model = model
+        self.device = device
+        self.family: str = model.config.model_type
+        self._frozen_vision = False
+
+    @classmethod
+    def load(
+        cls, path: Path, device: torch.device, dtype: torch.dtype, checkpointing: bool = False
+    ) -> Policy:
+        """Open a Hugging Face directory; other families than Qwen2.5-VL and InternVL are refused."""
+        config = AutoConfig.from_pretrained(path)
+        if config.model_type not in (QWEN, INTERN):
+            message = f"{path}: architecture {config.model_type} is neither {QWEN} nor {INTERN}"
+            raise ArchitectureError(message)
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, attn_implementation={"": "sdpa", "text_config": PACKED, "vision_config": "sdpa"}
+        )
+        model.to(device)
+        model.train()
+        if config.model_type == QWEN:
+            model.model.visual.config._attn_implementation = VISION  # noqa: SLF001
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return cls(model, device)
+
+    @property
+    def image_token(self) -> int:
+        """Id of the pad that image features replace."""
+        return int(self.model.config.image_token_id)
+
+    @property
+    def head(self) -> torch.Tensor:
+        """Weight of the output head [V, D]."""
+        return self.model.lm_head.weight
+
+    def part_of(self, name: str) -> str:
+        """Which freezable part a parameter belongs to: vision, projector or language."""
+        if "visual.merger" in name or "multi_modal_projector" in name:
+            return "projector"
+        if "visual." in name or "vision_tower" in name:
+            return "vision"
+        return "language"
+
+    def freeze(self, parts: Sequence[str]) -> None:
+        """Stop training the given parts. Vision that needs no gradient runs without a graph."""
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self.part_of(name) not in parts)
+        self._frozen_vision = {"vision", "projector"} <= set(parts)
+
+    def prompt_positions(self, prompt: np.ndarray, grids: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return the rotary positions [3, P] of a prompt with images of the given grids."""
+        if self.family != QWEN or not grids:
+            return np.broadcast_to(np.arange(len(prompt)), (3, len(prompt)))
+        kinds = torch.from_numpy((prompt == self.image_token).astype(np.int32))[None]
+        positions, _ = self.model.model.get_rope_index(
+            torch.from_numpy(prompt.astype(np.int64))[None],
+            mm_token_type_ids=kinds,
+            image_grid_thw=torch.tensor(grids, dtype=torch.int64),
+        )
+        return positions[:, 0].numpy()
+
+    def image_features(self, pixels: Pixels) -> torch.Tensor:
+        """Return the features [I, D] of all images of a micro-batch in one call."""
+        values = pixels.values.to(self.device, self.head.dtype)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_vision):
+            if self.family == QWEN:
+                assert pixels.grids is not None
+                return self.model.model.visual(values, grid_thw=pixels.grids.to(self.device)).pooler_output
+            features = self.model.model.get_image_features(pixel_values=values)
+            features = getattr(features, "pooler_output", features)
+            return features.reshape(-1, features.shape[-1])
+
+    def score(
+        self, packed: Packed, pixels: Pixels | None, temperature: float, banned: tuple[int, ...]
+    ) -> TokenScores:
+        """Run a packed row and return log-probability and entropy of every response token."""
+        text = self.model.model.language_model
+        move: Callable[[torch.Tensor], torch.Tensor] = lambda x: x.to(self.device, non_blocking=True)  # noqa: E731
+        embeds = text.get_input_embeddings()(move(packed.tokens))
+        if pixels is not None:
+            features = self.image_features(pixels).to(embeds.dtype)
+            if features.shape[0] != packed.image_slots.numel():
+                message = f"{features.shape[0]} image features for {packed.image_slots.numel()} image tokens"
+                raise ValueError(message)
+            embeds = embeds.index_copy(0, move(packed.image_slots), features)
+        plan = packed.plan
+        moved = type(plan)(move(plan.cu_q), move(plan.cu_k), move(plan.key_index), plan.max_q, plan.max_k)
+        positions = move(packed.positions)
+        hidden = text(
+            inputs_embeds=embeds[None],
+            position_ids=positions[:, None] if self.family == QWEN else positions[:1],
+            attention_mask={"full_attention": None, "sliding_attention": None},
+            use_cache=False,
+            uadt_plan=moved,
+        ).last_hidden_state[0]
+        states = hidden.index_select(0, move(packed.predictors))
+        logprobs, entropies = token_logprobs(states, self.head, move(packed.targets), temperature, banned)
+        return TokenScores(logprobs, entropies)

@@ -1,0 +1,94 @@
+"""AdamW with float32 master weights and decoupled weight decay.
+
+The moments and the master copy are float32 whatever the model's type: a
+learning rate of 1e-6 is below the resolution of bfloat16 weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class AdamWOptions:
+    """Constants of AdamW."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+
+
+class AdamW:
+    """Updates named parameters in place, tensor by tensor, so that peak memory stays that of one tensor."""
+
+    def __init__(self, parameters: Iterable[tuple[str, torch.nn.Parameter]], options: AdamWOptions) -> None:
+        self.options = options
+        self.parameters = [(name, p) for name, p in parameters if p.requires_grad]
+        self.count = 0
+        self.master = {n: p.detach().float().clone() for n, p in self.parameters}
+        self.first = {n: torch.zeros_like(m) for n, m in self.master.items()}
+        self.second = {n: torch.zeros_like(m) for n, m in self.master.items()}
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for _, p in self.parameters:
+            p.grad = None
+
+    def grad_norm(self) -> torch.Tensor:
+        """Return the global gradient norm, accumulated in float32."""
+        norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for _, p in self.parameters if p.grad is not None]
+        if not norms:
+            return torch.zeros(())
+        return torch.linalg.vector_norm(torch.stack(norms))
+
+    @torch.no_grad()
+    def step(self, learning_rate: float, scale: float) -> None:
+        """Apply one update; gradients are multiplied by scale (clipping) first."""
+        o = self.options
+        self.count += 1
+        correction1 = 1 - o.beta1**self.count
+        correction2 = 1 - o.beta2**self.count
+        for name, p in self.parameters:
+            if p.grad is None:
+                continue
+            gradient = p.grad.float()
+            if scale != 1.0:
+                gradient = gradient * scale
+            first, second, master = self.first[name], self.second[name], self.master[name]
+            first.lerp_(gradient, 1 - o.beta1)
+            second.mul_(o.beta2).addcmul_(gradient, gradient, value=1 - o.beta2)
+            if o.weight_decay and decays(name, p):
+                master.mul_(1 - learning_rate * o.weight_decay)
+            denominator = (second / correction2).sqrt_().add_(o.epsilon)
+            master.addcdiv_(first, denominator, value=-learning_rate / correction1)
+            p.copy_(master)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return all state by name, for a safetensors file."""
+        out = {"count": torch.tensor([self.count], dtype=torch.int64)}
+        for kind, tensors in (("master", self.master), ("first", self.first), ("second", self.second)):
+            out.update({f"{kind}.{name}": t for name, t in tensors.items()})
+        return out
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over what state() returned; a missing tensor is an error that names it."""
+        self.count = int(state["count"][0])
+        for kind, tensors in (("master", self.master), ("first", self.first), ("second", self.second)):
+            for name, target in tensors.items():
+                key = f"{kind}.{name}"
+                if key not in state:
+                    message = f"optimizer state lacks {key}"
+                    raise KeyError(message)
+                target.copy_(state[key])
+        for name, p in self.parameters:
+            p.copy_(self.master[name])
+
+
+def decays(name: str, parameter: torch.nn.Parameter) -> bool:
+    """Biases and norm weights are vectors and never decay."""
+    return parameter.ndim > 1 and not name.endswith("bias")
