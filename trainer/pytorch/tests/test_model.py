@@ -21,19 +21,36 @@ IMAGE, START, END, VOCAB = 300, 301, 302, 320
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     text = {
-        "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512,
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 512,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
-        "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
     }
     vision = {
-        "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64,
-        "fullatt_block_indexes": [1], "window_size": 112, "patch_size": 14, "spatial_merge_size": 2,
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "fullatt_block_indexes": [1],
+        "window_size": 112,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
         "temporal_patch_size": 2,
     }
     config = Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision, image_token_id=IMAGE, vision_start_token_id=START,
-        vision_end_token_id=END, tie_word_embeddings=True,
+        text_config=text,
+        vision_config=vision,
+        image_token_id=IMAGE,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+        tie_word_embeddings=True,
     )
     model = Qwen2_5_VLForConditionalGeneration(config)
     for parameter in model.parameters():
@@ -76,9 +93,11 @@ def naive(model: torch.nn.Module, made: list[Group], grids: list, pixels: Pixels
         for trace in group.traces:
             ids = torch.from_numpy(np.concatenate((group.prompt, trace.tokens)).astype(np.int64))[None]
             kinds = (ids == IMAGE).int()
-            logits = model(
-                input_ids=ids, pixel_values=values, image_grid_thw=grid, mm_token_type_ids=kinds
-            ).logits[0].float()
+            logits = (
+                model(input_ids=ids, pixel_values=values, image_grid_thw=grid, mm_token_type_ids=kinds)
+                .logits[0]
+                .float()
+            )
             logp = torch.log_softmax(logits[len(group.prompt) - 1 : -1], dim=-1)
             logprobs.append(logp.gather(1, ids[0, len(group.prompt) :, None])[:, 0])
             entropies.append(-(logp.exp() * logp).sum(-1))

@@ -18,7 +18,9 @@ def test_equals_torch_adamw() -> None:
             {"params": [theirs["w.weight"]], "weight_decay": 0.1},
             {"params": [theirs["w.bias"]], "weight_decay": 0.0},
         ],
-        lr=1e-2, betas=(0.9, 0.99), eps=1e-8,
+        lr=1e-2,
+        betas=(0.9, 0.99),
+        eps=1e-8,
     )
     for _ in range(20):
         for name in weights:
@@ -42,6 +44,7 @@ def test_bfloat16_keeps_small_updates() -> None:
 
 def test_restore_is_exact() -> None:
     torch.manual_seed(1)
+
     def run(stop: int | None) -> torch.Tensor:
         p = torch.nn.Parameter(torch.full((4, 4), 0.5, dtype=torch.bfloat16))
         optimizer = AdamW([("w.weight", p)], AdamWOptions(weight_decay=0.01))
@@ -55,4 +58,5 @@ def test_restore_is_exact() -> None:
             p.grad = torch.randn(4, 4, generator=generator).to(torch.bfloat16)
             optimizer.step(1e-3, 0.5)
         return p.detach()
+
     assert torch.equal(run(None), run(5))

@@ -60,9 +60,7 @@ def _variable(
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     window = (-1, 0) if causal else (-1, -1)
-    return varlen_attn(
-        query, key, value, plan.cu_q, plan.cu_k, plan.max_q, plan.max_k, scale=scale, window_size=window
-    )
+    return varlen_attn(query, key, value, plan.cu_q, plan.cu_k, plan.max_q, plan.max_k, scale=scale, window_size=window)
 
 
 def packed_attention(
@@ -75,7 +73,7 @@ def packed_attention(
     uadt_plan: AttentionPlan,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query [1, H, N, D], key and value [1, Hkv, N, D] -> [1, N, H, D]."""
+    """Query [1, H, N, D], key and value [1, Hkv, N, D] -> [1, N, H, D]."""
     del module, attention_mask
     keys = _rows(key).index_select(0, uadt_plan.key_index)
     values = _rows(value).index_select(0, uadt_plan.key_index)

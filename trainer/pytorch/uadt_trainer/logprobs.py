@@ -27,7 +27,7 @@ def _logits(
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, banned):  # noqa: ANN001, ANN205
-        """hidden [R, D], weight [V, D], targets [R] -> log-probabilities [R], entropies [R]."""
+        """Hidden [R, D], weight [V, D], targets [R] -> log-probabilities [R], entropies [R]."""
         count = targets.numel()
         logprobs = torch.empty(count, dtype=torch.float32, device=hidden.device)
         entropies = torch.empty_like(logprobs)

@@ -149,7 +149,9 @@ def update_loss(lp: torch.Tensor, entropy: torch.Tensor, data: TokenData, option
         sums["kl_loss"] = float(kl.detach())
         sums["kl/reference"] = _masked_sum(estimate, data.mask)
     if options.entropy_bonus:
-        loss = loss - options.entropy_bonus * (torch.where(data.mask, entropy, torch.zeros_like(entropy)) * weights).sum()
+        loss = (
+            loss - options.entropy_bonus * (torch.where(data.mask, entropy, torch.zeros_like(entropy)) * weights).sum()
+        )
     sums["entropy"] = _masked_sum(entropy, data.mask)
     if options.loss != "nll":
         sums["kl/behaviour"] = _masked_sum(data.old - lp, data.mask)

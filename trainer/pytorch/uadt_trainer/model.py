@@ -52,9 +52,7 @@ class Policy:
         self._frozen_vision = False
 
     @classmethod
-    def load(
-        cls, path: Path, device: torch.device, dtype: torch.dtype, checkpointing: bool = False
-    ) -> Policy:
+    def load(cls, path: Path, device: torch.device, dtype: torch.dtype, checkpointing: bool = False) -> Policy:
         """Open a Hugging Face directory; other families than Qwen2.5-VL and InternVL are refused."""
         config = AutoConfig.from_pretrained(path)
         if config.model_type not in (QWEN, INTERN):
@@ -107,6 +105,16 @@ class Policy:
         )
         return positions[:, 0].numpy()
 
+    def image_tokens(self, pixels: Pixels | None) -> int:
+        """Return how many tokens the images take in a prompt, by the model's own rule."""
+        if pixels is None:
+            return 0
+        config = self.model.config
+        if self.family == QWEN:
+            assert pixels.grids is not None
+            return int(pixels.grids.prod(dim=1).sum()) // config.vision_config.spatial_merge_size**2
+        return int(pixels.values.shape[0]) * int(config.image_seq_length)
+
     def image_features(self, pixels: Pixels) -> torch.Tensor:
         """Return the features [I, D] of all images of a micro-batch in one call."""
         values = pixels.values.to(self.device, self.head.dtype)
@@ -118,9 +126,7 @@ class Policy:
             features = getattr(features, "pooler_output", features)
             return features.reshape(-1, features.shape[-1])
 
-    def score(
-        self, packed: Packed, pixels: Pixels | None, temperature: float, banned: tuple[int, ...]
-    ) -> TokenScores:
+    def score(self, packed: Packed, pixels: Pixels | None, temperature: float, banned: tuple[int, ...]) -> TokenScores:
         """Run a packed row and return log-probability and entropy of every response token."""
         text = self.model.model.language_model
         move: Callable[[torch.Tensor], torch.Tensor] = lambda x: x.to(self.device, non_blocking=True)  # noqa: E731

@@ -40,7 +40,9 @@ class AdamW:
 
     def grad_norm(self) -> torch.Tensor:
         """Return the global gradient norm, accumulated in float32."""
-        norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for _, p in self.parameters if p.grad is not None]
+        norms = [
+            torch.linalg.vector_norm(p.grad, dtype=torch.float32) for _, p in self.parameters if p.grad is not None
+        ]
         if not norms:
             return torch.zeros(())
         return torch.linalg.vector_norm(torch.stack(norms))

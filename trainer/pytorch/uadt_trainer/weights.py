@@ -38,7 +38,9 @@ def write_directory(path: Path, tensors: Mapping[str, torch.Tensor], source: Pat
     for file in source.iterdir():
         if file.is_file() and file.suffix != ".safetensors" and not file.name.endswith(".safetensors.index.json"):
             shutil.copyfile(file, building / file.name)
-    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, building / "model.safetensors", {"format": "pt"})
+    save_file(
+        {n: t.detach().cpu().contiguous() for n, t in tensors.items()}, building / "model.safetensors", {"format": "pt"}
+    )
     sync(building)
     shutil.rmtree(path, ignore_errors=True)
     building.rename(path)
