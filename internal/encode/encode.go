@@ -80,13 +80,14 @@ func New(o Options) (*Encoder, error) {
 		return nil, fmt.Errorf("encode: %w", err)
 	}
 	e := &Encoder{options: o}
-	for token, id := range map[string]*int32{tokenizer.ImagePad: &e.pad, tokenizer.EndOfTurn: &e.end,
-		tokenizer.VisionStart: new(int32), tokenizer.VisionEnd: new(int32), tokenizer.StartOfTurn: new(int32)} {
-		var ok bool
-		if *id, ok = o.Tokenizer.ID(token); !ok {
+	for _, token := range []string{tokenizer.StartOfTurn, tokenizer.EndOfTurn, tokenizer.VisionStart,
+		tokenizer.VisionEnd, tokenizer.ImagePad} {
+		if _, ok := o.Tokenizer.ID(token); !ok {
 			return nil, fmt.Errorf("encode: the vocabulary has no token %q", token)
 		}
 	}
+	e.pad, _ = o.Tokenizer.ID(tokenizer.ImagePad)
+	e.end, _ = o.Tokenizer.ID(tokenizer.EndOfTurn)
 	return e, nil
 }
 

@@ -3,8 +3,6 @@ package tokenizer
 import (
 	"fmt"
 	"strings"
-
-	"golang.org/x/text/unicode/norm"
 )
 
 // Encode turns text into ids. Added tokens, special ones too, are recognised in
@@ -15,7 +13,7 @@ func (t *Tokenizer) Encode(text string) []int32 {
 	var ids []int32
 	for from := 0; from < len(text); {
 		at, found := t.raw.next(text, from)
-		ids = t.encodePiece(ids, norm.NFC.String(text[from:at]))
+		ids = t.encodePiece(ids, normalize(text[from:at]))
 		if found == nil {
 			break
 		}

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"sort"
 	"strings"
-
-	"golang.org/x/text/unicode/norm"
 )
 
 // spec is the part of tokenizer.json that decides what text becomes.
@@ -190,7 +188,7 @@ func (t *Tokenizer) addTokens(added []addedSpec) error {
 			return err
 		}
 		if a.Normalized {
-			if norm.NFC.String(a.Content) != a.Content {
+			if normalize(a.Content) != a.Content {
 				return fmt.Errorf("%w: added token %q is not in normal form", ErrUnsupported, a.Content)
 			}
 			t.normalized.add(Added{a.ID, a.Content, a.Special})

@@ -5,8 +5,6 @@ import (
 	"slices"
 	"sort"
 	"strings"
-
-	"golang.org/x/text/unicode/norm"
 )
 
 // DefaultAdded lists the added tokens of Qwen2.5-VL in the order of their ids;
@@ -60,7 +58,7 @@ func countWords(corpus []string) map[string]int {
 	counts := map[string]int{}
 	for _, text := range corpus {
 		for piece := range strings.SplitSeq(cut.Replace(strings.ToValidUTF8(text, "\uFFFD")), "\x00") {
-			piece = norm.NFC.String(piece)
+			piece = normalize(piece)
 			for i := 0; i < len(piece); {
 				j := wordEnd(piece, i)
 				counts[piece[i:j]]++
