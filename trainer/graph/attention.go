@@ -97,11 +97,16 @@ func (a *attention) outputs(data []float32, rows span, h int) matmul.View {
 	return part(data, rows, h*a.dim, a.dim, a.heads*a.dim)
 }
 
+// reserve makes room for n attention weights before any is taken: growing later
+// would leave earlier slices behind.
+func (a *attention) reserve(n int) {
+	if len(a.probs) < n {
+		a.probs = make([]float32, n+n/4)
+	}
+}
+
 // take returns the next n elements of the kept attention weights.
 func (a *attention) take(at *int, n int) []float32 {
-	if *at+n > len(a.probs) {
-		a.probs = append(a.probs, make([]float32, *at+n-len(a.probs))...)
-	}
 	out := a.probs[*at : *at+n : *at+n]
 	*at += n
 	return out

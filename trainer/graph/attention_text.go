@@ -13,7 +13,11 @@ func (n *network) textAttention(name string, qkv value) value {
 	a := newAttention(n, c.Heads, c.KVHeads, c.HeadDim, qkv.rows)
 	run := func(in [][]float32, o []float32) {
 		a.rotateAll(in[0], len(n.chunk.tokens), n.chunk.cos, n.chunk.sin)
-		at := 0
+		at, size := 0, 0
+		for _, s := range n.chunk.segments {
+			size += a.heads * s.weights()
+		}
+		a.reserve(size)
 		for _, s := range n.chunk.segments {
 			for h := range a.heads {
 				a.segmentForward(s, h, in[0], o, &at)
@@ -32,6 +36,15 @@ func (n *network) textAttention(name string, qkv value) value {
 		a.unrotateAll(dqkv, rows, n.chunk.cos, n.chunk.sin)
 	}
 	return n.apply(operation{name: name, rows: qkv.rows, cols: a.heads * a.dim, run: run, back: []gradient{{run: back}}}, qkv)
+}
+
+// weights counts the attention weights of one head of the segment.
+func (s segment) weights() int {
+	n := s.prompt.len() * (s.prompt.len() + s.rest().len())
+	for _, t := range s.traces {
+		n += t.len() * t.len()
+	}
+	return n
 }
 
 // segmentForward computes one head of one segment.

@@ -9,7 +9,11 @@ func (n *network) visionAttention(name string, qkv value, windows func(c *chunk)
 	a := newAttention(n, v.Heads, v.Heads, v.HeadDim(), qkv.rows)
 	run := func(in [][]float32, o []float32) {
 		a.rotateAll(in[0], n.chunk.vision.patches, n.chunk.vision.cos, n.chunk.vision.sin)
-		at := 0
+		at, size := 0, 0
+		for _, w := range windows(n.chunk) {
+			size += a.heads * w.len() * w.len()
+		}
+		a.reserve(size)
 		for _, w := range windows(n.chunk) {
 			for h := range a.heads {
 				p := matmul.Of(a.take(&at, w.len()*w.len()), w.len(), w.len())

@@ -239,3 +239,63 @@ func TestGradientsAgainstFiniteDifferences(t *testing.T) {
 	}
 }
 
+// TestRunsAreEqual compares the bits of the gradients of fresh graphs, of graphs
+// that ran before, and of graphs that grew.
+func TestRunsAreEqual(t *testing.T) {
+	w := newWorld(t, small())
+	for i := range w.batch.Groups { // prompts of different length, so that later chunks need more room
+		g := &w.batch.Groups[i]
+		for range 15 * i {
+			g.Prompt = append(g.Prompt, int32(2+i))
+		}
+	}
+	h := head{temperature: 1}
+	chunks := w.flatten(t, 40, 2)
+	var first []float32
+	grown := newLanes(w.config, w.weights, all(len(w.weights.blocks)), 2)
+	for run := range 4 {
+		l := grown
+		if run%2 == 1 {
+			l = newLanes(w.config, w.weights, all(len(w.weights.blocks)), 2)
+		}
+		grad := make([]float32, w.weights.size)
+		if err := l.gradients(context.Background(), chunks, w.values, h, testLoss, grad); err != nil {
+			t.Fatal(err)
+		}
+		if first == nil {
+			first = grad
+		}
+		for i := range grad {
+			if grad[i] != first[i] {
+				t.Fatalf("run %d: element %d is %v, first %v", run, i, grad[i], first[i])
+			}
+		}
+	}
+}
+
+// TestCutDoesNotChangeValues compares log-probabilities of traces that share
+// their prompt's rows with those of traces encoded alone.
+func TestCutDoesNotChangeValues(t *testing.T) {
+	w := newWorld(t, small())
+	h := head{temperature: 1.3}
+	l := newLanes(w.config, w.weights, all(len(w.weights.blocks)), 2)
+	values := func(limit int) [][][]float32 {
+		b := &loaded{batch: w.batch, chunks: w.flatten(t, limit, 2)}
+		s := &stage{lanes: l}
+		lp, _, err := s.logprobs(context.Background(), b, w.values, h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return lp
+	}
+	together, alone := values(1000), values(1)
+	for q := range together {
+		for g := range together[q] {
+			for i, v := range together[q][g] {
+				if d := math.Abs(float64(v - alone[q][g][i])); d > 1e-5 {
+					t.Errorf("group %d trace %d token %d: %v together, %v alone", q, g, i, v, alone[q][g][i])
+				}
+			}
+		}
+	}
+}

@@ -61,6 +61,8 @@ type pictures struct {
 	size   int
 	byID   map[string]*picture
 	order  []string
+	// prepared is how the kept images were prepared.
+	prepared vision.Config
 }
 
 // get returns an image, decoding it if it is not kept.
@@ -90,6 +92,13 @@ func (p *pictures) get(ctx context.Context, digest string, v qwenvl.VisionConfig
 		delete(p.byID, p.order[0])
 	}
 	return made, nil
+}
+
+// forget drops all images when they would be prepared otherwise.
+func (p *pictures) forget(c vision.Config) {
+	if p.prepared != c {
+		p.prepared, p.byID, p.order, p.size = c, nil, nil, 0
+	}
 }
 
 // angles holds cos and sin of position times frequency, for positions from 0.

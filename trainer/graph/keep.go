@@ -1,0 +1,190 @@
+package graph
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"github.com/uadt-train/uadt-train/internal/checkpoint"
+	"github.com/uadt-train/uadt-train/internal/safetensors"
+	"github.com/uadt-train/uadt-train/rollout"
+	"github.com/uadt-train/uadt-train/trainer"
+)
+
+// Names below a checkpoint directory.
+const (
+	policyName    = "policy"
+	optimizerName = "optimizer.safetensors"
+)
+
+// keptOffers is how many published directories stay: the last and the one
+// before it.
+const keptOffers = 2
+
+func policyDir(checkpoint string) string { return filepath.Join(checkpoint, policyName) }
+
+// sideFiles reads what a written directory carries along, config.json saying
+// that the weights are float32.
+func sideFiles(model *checkpoint.Model) (map[string][]byte, error) {
+	files, err := model.SideFiles()
+	if err != nil {
+		return nil, err
+	}
+	var config map[string]json.RawMessage
+	if err := json.Unmarshal(model.Config(), &config); err != nil {
+		return nil, fmt.Errorf("model %s: config.json: %w", model.Dir(), err)
+	}
+	for _, key := range []string{"torch_dtype", "dtype"} {
+		if _, ok := config[key]; ok {
+			config[key] = json.RawMessage(`"float32"`)
+		}
+	}
+	text, err := json.MarshalIndent(config, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("model %s: config.json: %w", model.Dir(), err)
+	}
+	files[checkpoint.ConfigFile] = append(text, '\n')
+	return files, nil
+}
+
+// Publish writes the weights as a Hugging Face directory in float32.
+func (t *Trainer) Publish(ctx context.Context, policy rollout.Policy) (rollout.Offer, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	fail := func(err error) (rollout.Offer, error) {
+		return rollout.Offer{}, fmt.Errorf("publish policy %d.%d: %w", policy.Incarnation, policy.Version, err)
+	}
+	s, err := t.current()
+	if err := errors.Join(err, ctx.Err()); err != nil {
+		return fail(err)
+	}
+	if policy.Incarnation < t.incarnation {
+		return fail(&IncarnationError{Have: t.incarnation, Got: policy.Incarnation})
+	}
+	dir, err := filepath.Abs(filepath.Join(t.options.WorkDir, "policies", fmt.Sprintf("%d.%d", policy.Incarnation, policy.Version)))
+	if err != nil {
+		return fail(err)
+	}
+	digest, err := checkpoint.Write(dir, checkpoint.Contents{Files: s.files, Tensors: s.weights.tensors(s.values)})
+	if err != nil {
+		return fail(err)
+	}
+	t.published = append(slices.DeleteFunc(t.published, func(d string) bool { return d == dir }), dir)
+	for len(t.published) > keptOffers {
+		if err := os.RemoveAll(t.published[0]); err != nil {
+			return fail(err)
+		}
+		t.published = t.published[1:]
+	}
+	policy.Digest = digest
+	return rollout.Offer{Policy: policy, Transport: rollout.ByDirectory, Path: dir}, nil
+}
+
+// pending is a checkpoint that is being written.
+type pending struct {
+	done  chan struct{}
+	saved trainer.Saved
+	err   error
+}
+
+// Wait implements trainer.Pending.
+func (p *pending) Wait(ctx context.Context) (trainer.Saved, error) {
+	select {
+	case <-p.done:
+		return p.saved, p.err
+	case <-ctx.Done():
+		return trainer.Saved{}, fmt.Errorf("waiting for a checkpoint to be written: %w", context.Cause(ctx))
+	}
+}
+
+// Save copies weights and optimizer state and writes the copy in a goroutine,
+// which Close waits for.
+func (t *Trainer) Save(ctx context.Context, dir string) (trainer.Pending, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s, err := t.current()
+	if err := errors.Join(err, ctx.Err()); err != nil {
+		return nil, fmt.Errorf("save to %s: %w", dir, err)
+	}
+	values, state := slices.Clone(s.values), s.snapshot()
+	files := maps.Clone(s.files)
+	p := &pending{done: make(chan struct{}), saved: trainer.Saved{Policy: policyName, Optimizer: optimizerName, Step: s.step}}
+	t.saves.Go(func() {
+		defer close(p.done)
+		p.saved.Digest, p.err = writeCheckpoint(dir, s.weights, values, files, state)
+		if p.err != nil {
+			p.saved, p.err = trainer.Saved{}, fmt.Errorf("save to %s: %w", dir, p.err)
+		}
+	})
+	return p, nil
+}
+
+// writeCheckpoint writes policy and optimizer state.
+func writeCheckpoint(dir string, l *layoutOfWeights, values []float32, files map[string][]byte, state safetensors.File) (string, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	digest, err := checkpoint.Write(policyDir(dir), checkpoint.Contents{Files: files, Tensors: l.tensors(values)})
+	if err != nil {
+		return "", err
+	}
+	return digest, safetensors.WriteFile(filepath.Join(dir, optimizerName), state)
+}
+
+// snapshot copies the optimizer state: moments by tensor name, and counts.
+func (s *stage) snapshot() safetensors.File {
+	f := safetensors.File{Metadata: map[string]string{"step": strconv.Itoa(s.step), "updates": strconv.Itoa(s.optimizer.updates)}, Tensors: map[string]safetensors.Tensor{}}
+	for kind, moments := range map[string][]float32{"m.": s.optimizer.m, "v.": s.optimizer.v} {
+		for name, tensor := range s.weights.tensors(slices.Clone(moments)) {
+			f.Tensors[kind+name] = tensor
+		}
+	}
+	return f
+}
+
+// optimizerState is a snapshot that was read back.
+type optimizerState struct {
+	step, updates int
+	tensors       map[string]safetensors.Tensor
+}
+
+// readOptimizer reads the optimizer state of a checkpoint.
+func readOptimizer(dir string) (*optimizerState, error) {
+	path := filepath.Join(dir, optimizerName)
+	f, err := safetensors.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("resume point: %w", err)
+	}
+	state := &optimizerState{tensors: f.Tensors}
+	for key, to := range map[string]*int{"step": &state.step, "updates": &state.updates} {
+		if *to, err = strconv.Atoi(f.Metadata[key]); err != nil || *to < 0 {
+			return nil, fmt.Errorf("resume point: %s: metadata %q is %q, want a count", path, key, f.Metadata[key])
+		}
+	}
+	return state, nil
+}
+
+// restore fills an optimizer from the state.
+func (o *optimizerState) restore(l *layoutOfWeights, to *adamw) error {
+	to.updates = o.updates
+	for kind, moments := range map[string][]float32{"m.": to.m, "v.": to.v} {
+		for _, e := range l.entries {
+			tensor, ok := o.tensors[kind+e.spec.Name]
+			if !ok || !slices.Equal(tensor.Shape, e.spec.Shape) {
+				return fmt.Errorf("optimizer state of %s%s has shape %v, want %v", kind, e.spec.Name, tensor.Shape, e.spec.Shape)
+			}
+			data, err := tensor.Float32()
+			if err != nil {
+				return fmt.Errorf("optimizer state of %s%s: %w", kind, e.spec.Name, err)
+			}
+			copy(moments[e.offset:], data)
+		}
+	}
+	return nil
+}
