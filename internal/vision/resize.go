@@ -157,25 +157,24 @@ func (m *Image) Patches(c Config) (Patches, error) {
 		for bx := 0; bx < gw; bx += c.MergeSize {
 			for i := range c.MergeSize * c.MergeSize {
 				y, x := by+i/c.MergeSize, bx+i%c.MergeSize
-				out.Pixels = appendPatch(out.Pixels, r, &table, c, y*p, x*p)
+				for ch := range 3 {
+					out.Pixels = appendTile(out.Pixels, &table[ch], p, r.Pix[(y*p*width+x*p)*3+ch:], 3*width)
+					for range c.TemporalPatchSize - 1 {
+						out.Pixels = append(out.Pixels, out.Pixels[len(out.Pixels)-p*p:]...)
+					}
+				}
 			}
 		}
 	}
 	return out, nil
 }
 
-// appendPatch appends the patch whose corner is at (top, left).
-func appendPatch(dst []float32, m *Image, table *[3][256]float32, c Config, top, left int) []float32 {
-	for ch := range 3 {
-		start := len(dst)
-		for y := top; y < top+c.PatchSize; y++ {
-			row := m.Pix[(y*m.Width+left)*3:]
-			for x := range c.PatchSize {
-				dst = append(dst, table[ch][row[3*x+ch]])
-			}
-		}
-		for t := 1; t < c.TemporalPatchSize; t++ {
-			dst = append(dst, dst[start:start+c.PatchSize*c.PatchSize]...)
+// appendTile appends side x side values of one channel; src begins at the first
+// of them and has rows of stride bytes.
+func appendTile(dst []float32, table *[256]float32, side int, src []byte, stride int) []float32 {
+	for y := range side {
+		for x := range side {
+			dst = append(dst, table[src[y*stride+3*x]])
 		}
 	}
 	return dst

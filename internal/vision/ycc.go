@@ -8,13 +8,11 @@ import "image"
 
 // fromJPEG converts full-range YCbCr with libjpeg's fixed-point constants.
 func (m *Image) fromJPEG(s *image.YCbCr) {
-	ratio := s.SubsampleRatio
-	cw, ch := chromaSize(m.Width, m.Height, ratio)
-	cb, cr := make([]byte, m.Width+1), make([]byte, m.Width+1)
-	line := make([]int, cw)
+	blue, red := newPlane(s, s.Cb), newPlane(s, s.Cr)
+	cb, cr := make([]byte, m.Width), make([]byte, m.Width)
 	for y := range m.Height {
-		widenRow(cb, s.Cb, s.CStride, cw, ch, y, ratio, line)
-		widenRow(cr, s.Cr, s.CStride, cw, ch, y, ratio, line)
+		blue.widen(cb, y)
+		red.widen(cr, y)
 		luma := s.Y[y*s.YStride:]
 		for x := range m.Width {
 			// 16 binary digits; the halves are those of libjpeg's tables.
@@ -29,79 +27,76 @@ func (m *Image) fromJPEG(s *image.YCbCr) {
 
 func clamp(v int) byte { return byte(min(max(v, 0), 255)) }
 
-// chromaSize is the size of a colour plane.
-func chromaSize(w, h int, ratio image.YCbCrSubsampleRatio) (int, int) {
-	switch ratio {
-	case image.YCbCrSubsampleRatio422:
-		return (w + 1) / 2, h
-	case image.YCbCrSubsampleRatio420:
-		return (w + 1) / 2, (h + 1) / 2
-	case image.YCbCrSubsampleRatio440:
-		return w, (h + 1) / 2
-	case image.YCbCrSubsampleRatio411:
-		return (w + 3) / 4, h
-	case image.YCbCrSubsampleRatio410:
-		return (w + 3) / 4, (h + 1) / 2
-	}
-	return w, h
+// plane is a colour plane that may be coarser than the picture.
+type plane struct {
+	pix           []byte
+	stride        int
+	width, height int   // in samples
+	wide, high    int   // pixels that a sample covers
+	line          []int // scratch, one row
 }
 
-// widenRow writes row y of a colour plane of cw x ch samples at full
-// resolution. line is scratch of cw numbers.
-func widenRow(dst, src []byte, stride, cw, ch, y int, ratio image.YCbCrSubsampleRatio, line []int) {
-	row := func(i int) []byte { return src[min(max(i, 0), ch-1)*stride:][:cw] }
+// newPlane describes one of the colour planes of a picture.
+func newPlane(s *image.YCbCr, pix []byte) *plane {
+	p := &plane{pix: pix, stride: s.CStride, wide: 1, high: 1}
+	switch s.SubsampleRatio {
+	case image.YCbCrSubsampleRatio422:
+		p.wide = 2
+	case image.YCbCrSubsampleRatio420:
+		p.wide, p.high = 2, 2
+	case image.YCbCrSubsampleRatio440:
+		p.high = 2
+	case image.YCbCrSubsampleRatio411:
+		p.wide = 4
+	case image.YCbCrSubsampleRatio410:
+		p.wide, p.high = 4, 2
+	}
+	p.width, p.height = (s.Rect.Dx()+p.wide-1)/p.wide, (s.Rect.Dy()+p.high-1)/p.high
+	p.line = make([]int, p.width)
+	return p
+}
+
+// row is row i, the nearest one when i lies outside.
+func (p *plane) row(i int) []byte {
+	return p.pix[min(max(i, 0), p.height-1)*p.stride:][:p.width]
+}
+
+// widen writes row y of the picture.
+func (p *plane) widen(dst []byte, y int) {
+	near, far := p.row(y/p.high), p.row(y/p.high-1+y%2*2)
 	switch {
-	case ratio == image.YCbCrSubsampleRatio444:
-		copy(dst, row(y))
-	case ratio == image.YCbCrSubsampleRatio440:
-		near, far := row(y/2), row(y/2-1+y%2*2)
-		for x := range cw {
+	case p.wide == 1 && p.high == 1:
+		copy(dst, near)
+	case p.wide == 1: // between two rows
+		for x := range dst {
 			dst[x] = byte((3*int(near[x]) + int(far[x]) + 1 + y%2) >> 2)
 		}
-	case ratio == image.YCbCrSubsampleRatio420 && cw > 2:
-		near, far := row(y/2), row(y/2-1+y%2*2)
-		for x := range cw {
-			line[x] = 3*int(near[x]) + int(far[x])
+	case p.wide == 2 && p.high == 2 && p.width > 2: // between two rows and two columns
+		for x := range p.line {
+			p.line[x] = 3*int(near[x]) + int(far[x])
 		}
-		widenLine(dst, line, 4, 8, 7)
-	case ratio == image.YCbCrSubsampleRatio422 && cw > 2:
-		for x, v := range row(y) {
-			line[x] = int(v)
+		widenLine(dst, p.line, 4, [2]int{8, 7})
+	case p.wide == 2 && p.high == 1 && p.width > 2: // between two columns
+		for x, v := range near {
+			p.line[x] = int(v)
 		}
-		widenLine(dst, line, 2, 1, 2)
+		widenLine(dst, p.line, 2, [2]int{1, 2})
 	default: // narrow or uncommon: every sample as it is
-		wide, high := 1, 1
-		switch ratio {
-		case image.YCbCrSubsampleRatio420:
-			wide, high = 2, 2
-		case image.YCbCrSubsampleRatio422:
-			wide = 2
-		case image.YCbCrSubsampleRatio411:
-			wide = 4
-		case image.YCbCrSubsampleRatio410:
-			wide, high = 4, 2
-		}
-		near := row(y / high)
 		for x := range dst {
-			dst[x] = near[min(x/wide, cw-1)]
+			dst[x] = near[x/p.wide]
 		}
 	}
 }
 
 // widenLine doubles a line: every output is three parts of its nearest sample
-// and one of the next nearest; left and right are what is added before shifting
-// on either side, so that rounding does not drift.
-func widenLine(dst []byte, line []int, shift uint, left, right int) {
+// and one of the next nearest, shifted; half is what is added before shifting on
+// the left and on the right of a sample, so that rounding does not drift.
+func widenLine(dst []byte, line []int, shift uint, half [2]int) {
 	last := len(line) - 1
-	for i, v := range line {
-		before, behind := line[max(i-1, 0)], line[min(i+1, last)]
-		even, odd := (3*v+before+left)>>shift, (3*v+behind+right)>>shift
-		if 2*i < len(dst) {
-			dst[2*i] = byte(even)
-		}
-		if 2*i+1 < len(dst) {
-			dst[2*i+1] = byte(odd)
-		}
+	for x := range dst {
+		i := x / 2
+		next := line[min(max(i-1+x%2*2, 0), last)]
+		dst[x] = byte((3*line[i] + next + half[x%2]) >> shift)
 	}
 }
 
