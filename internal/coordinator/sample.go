@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"time"
 
@@ -167,63 +166,37 @@ func (r *ring) ask(ctx context.Context, job rollout.Job) (rollout.Group, error) 
 	}
 }
 
-// checkGroup returns a *rollout.Dropped if group does not answer job.
+// checkGroup returns a *rollout.Dropped if group does not answer job. Empty and
+// aborted traces are forgiven while two others are left: they are not trained.
 func checkGroup(job rollout.Job, group rollout.Group) error {
-	garbage := func(format string, args ...any) error {
-		return &rollout.Dropped{Job: job.ID, Reason: rollout.ReasonGarbage, Err: fmt.Errorf(format, args...)}
-	}
-	if group.PolicySent != job.Policy || group.PolicyReceived != job.Policy {
-		return &rollout.Dropped{Job: job.ID, Reason: rollout.ReasonStale, Err: fmt.Errorf(
-			"sampled by policy %s to %s, want %s", group.PolicySent, group.PolicyReceived, job.Policy)}
-	}
-	switch {
-	case group.Job != job.ID:
-		return garbage("answer is for job %s", group.Job)
-	case group.Seed != job.Sampling.Seed:
-		return garbage("seed %d, want %d", group.Seed, job.Sampling.Seed)
-	case len(group.Traces) != job.Sampling.Traces:
-		return garbage("%d traces, want %d", len(group.Traces), job.Sampling.Traces)
-	case len(group.PromptTokens) == 0:
-		return garbage("no prompt tokens")
-	}
-	kept, lost := 0, rollout.Reason("")
-	for i, t := range group.Traces {
+	lost, wanted := rollout.Reason(""), job
+	left := group
+	left.Traces = nil
+	for _, t := range group.Traces {
 		switch {
 		case t.Finish == rollout.FinishAbort:
 			lost = rollout.ReasonAborted
-			continue
 		case len(t.Tokens) == 0:
 			lost = rollout.ReasonEmpty
+		default:
+			left.Traces = append(left.Traces, t)
 			continue
 		}
-		kept++
-		if err := checkTrace(job, t); err != nil {
-			return garbage("trace %d: %w", i, err)
-		}
+		wanted.Sampling.Traces--
 	}
-	if kept < min(2, job.Sampling.Traces) {
-		return &rollout.Dropped{Job: job.ID, Reason: lost, Err: fmt.Errorf("%d of %d traces are left", kept, len(group.Traces))}
+	if wanted.Sampling.Traces < min(2, job.Sampling.Traces) {
+		return &rollout.Dropped{Job: job.ID, Reason: lost, Err: fmt.Errorf(
+			"%d of %d traces are left", len(left.Traces), job.Sampling.Traces)}
 	}
-	return nil
-}
-
-func checkTrace(job rollout.Job, t rollout.Trace) error {
-	s := job.Sampling
-	if len(t.Tokens) > s.MaxTokens {
-		return fmt.Errorf("%d tokens, want at most %d", len(t.Tokens), s.MaxTokens)
+	if err := left.Check(wanted); err != nil {
+		return err
 	}
-	if len(t.Logprobs) != len(t.Tokens) {
-		return fmt.Errorf("%d log-probabilities for %d tokens", len(t.Logprobs), len(t.Tokens))
-	}
-	if s.TopLogprobs > 0 && len(t.TopKEntropy) != len(t.Tokens) {
-		return fmt.Errorf("%d top-k entropies for %d tokens", len(t.TopKEntropy), len(t.Tokens))
-	}
-	for i, token := range t.Tokens {
-		if p := float64(t.Logprobs[i]); math.IsNaN(p) || math.IsInf(p, 0) {
-			return fmt.Errorf("log-probability of token %d is %v", i, p)
-		}
-		if slices.Contains(s.Banned, token) {
-			return fmt.Errorf("token %d is the banned id %d", i, token)
+	for i, t := range left.Traces {
+		for _, id := range job.Sampling.Banned {
+			if at := slices.Index(t.Tokens, id); at >= 0 {
+				return &rollout.Dropped{Job: job.ID, Reason: rollout.ReasonGarbage, Err: fmt.Errorf(
+					"trace %d: token %d is the banned id %d", i, at, id)}
+			}
 		}
 	}
 	return nil
