@@ -51,8 +51,8 @@ type Fault struct {
 
 // Scripted is a fleet in memory: deterministic answers, failures by script. It
 // keeps the whole contract of rollout.Fleet: jobs wait until their policy is
-// live, older ones are dropped as stale, and Adopt lets the jobs of the old
-// policy finish first.
+// live, older ones are dropped as stale, and Adopt goes live only when no job of
+// the old policy is left.
 type Scripted struct {
 	script Script
 
@@ -199,8 +199,6 @@ func (s *Scripted) admit(ctx context.Context, job rollout.Job) (server string, f
 		case *s.live != job.Policy:
 			return false, &rollout.Dropped{Job: job.ID, Reason: rollout.ReasonStale,
 				Err: fmt.Errorf("policy %s is live, job wants %s", *s.live, job.Policy)}
-		case s.adopting:
-			return false, nil
 		}
 		s.running++
 		s.sampled[job.ID]++
