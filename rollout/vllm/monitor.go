@@ -1,0 +1,228 @@
+package vllm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/uadt-train/uadt-train/rollout"
+)
+
+// observation is what one look at a server saw.
+type observation struct {
+	err     error // it did not answer, or said that it is not well
+	refused bool  // nobody listens there: not slow, gone
+	metrics metrics
+	paused  bool
+}
+
+// look probes s. It takes no lock.
+func (f *Fleet) look(s *server) observation {
+	ctx, cancel := context.WithTimeoutCause(f.ctx, f.options.ProbeTimeout,
+		fmt.Errorf("no answer within %s", f.options.ProbeTimeout))
+	defer cancel()
+	if err := s.health(ctx); err != nil {
+		return observation{err: err, refused: errors.Is(err, syscall.ECONNREFUSED)}
+	}
+	var o observation
+	var status *StatusError
+	o.metrics, o.err = s.metrics(ctx)
+	if errors.As(o.err, &status) {
+		o.err = nil // a server without such a page is watched by its answers only
+	}
+	if o.err == nil {
+		// Asked of the engine, which may be busy: no answer is no news.
+		o.paused, _, _ = s.paused(ctx)
+	}
+	return o
+}
+
+// order is what a monitor must do after it judged an observation.
+type order int
+
+const (
+	nothing order = iota
+	adopt         // the server has not the current weights: bring them
+	prod          // it looks hung and has no jobs: ask for a token to find out
+)
+
+// monitor watches s until the fleet is closed.
+func (f *Fleet) monitor(s *server) {
+	ticks := time.NewTicker(f.options.ProbeEvery)
+	defer ticks.Stop()
+	for {
+		o := f.look(s)
+		if f.ctx.Err() != nil {
+			return
+		}
+		var todo order
+		var offer *rollout.Offer
+		f.update(func() {
+			todo = f.judge(s, o, time.Now())
+			offer = f.offer
+		})
+		switch todo {
+		case adopt:
+			f.readopt(s, *offer)
+		case prod:
+			f.prod(s)
+		}
+		select {
+		case <-ticks.C:
+		case <-f.ctx.Done():
+			return
+		}
+	}
+}
+
+// judge changes the state of s by what was seen. It must be called under the
+// lock.
+func (f *Fleet) judge(s *server, o observation, now time.Time) order {
+	if o.err != nil {
+		f.judgeSilence(s, o)
+		return nothing
+	}
+	s.misses = 0
+	restarted := s.looked && s.restarted(o.metrics)
+	advanced := !s.looked || !o.metrics.known || o.metrics.progress > s.progress
+	s.looked, s.lost = true, false
+	s.start, s.progress = o.metrics.start, o.metrics.progress
+	if advanced {
+		s.progressed = now
+	}
+	switch {
+	case restarted && s.state != StateAdopting:
+		s.end(errDead)
+		s.live, s.broken = nil, false
+		f.setState(s, StateStale, "it was restarted")
+	case s.state == StateAdopting || s.broken:
+		return nothing
+	case s.state == StateDead: // the same process answers again
+		f.setState(s, s.back(), "")
+	}
+	switch {
+	case o.paused && s.live != nil:
+		f.setState(s, StatePaused, "somebody paused it")
+	case s.state == StatePaused && !o.paused:
+		s.progressed = now
+		f.setState(s, s.back(), "")
+	case s.state == StateHung && advanced:
+		f.setState(s, s.back(), "")
+	case s.state == StateHung && len(s.flights) == 0:
+		return prod
+	case s.serving() && len(s.flights) > 0 && now.Sub(s.progressed) >= f.options.HangAfter:
+		f.setState(s, StateHung, fmt.Sprintf("no progress for %s with %d jobs", now.Sub(s.progressed).Round(time.Millisecond), len(s.flights)))
+		s.end(errHung)
+	case f.lags(s) && !now.Before(s.until):
+		f.begin(s, f.offer.Policy)
+		return adopt
+	case s.serving():
+		f.judgeSpeed(s)
+	}
+	return nothing
+}
+
+// lags says whether s missed the last offer, nobody is about to bring it, and
+// no job stands in the way. It must be called under the lock.
+func (f *Fleet) lags(s *server) bool {
+	return f.offer != nil && len(f.adopting) == 0 && (s.serving() || s.state == StateStale) &&
+		(s.live == nil || *s.live != f.offer.Policy && len(s.flights) == 0 && !f.queuedBefore(f.offer.Policy))
+}
+
+// judgeSilence books a failed probe. While weights are loaded a server may be
+// too busy to answer, so only a closed door counts then.
+func (f *Fleet) judgeSilence(s *server, o observation) {
+	if s.state == StateAdopting && !o.refused {
+		return
+	}
+	s.misses++
+	if !o.refused && s.misses < f.options.DeadAfter {
+		return
+	}
+	s.lost = true
+	if s.state != StateDead {
+		f.setState(s, StateDead, o.err.Error())
+		s.end(errDead)
+	}
+}
+
+// restarted says whether m comes from another process than what was seen
+// before: its start differs, or its counters fell. A server that shows neither
+// is believed to have been restarted if it did not answer in between: to load
+// the weights again does no harm, and to sample from others does.
+func (s *server) restarted(m metrics) bool {
+	if s.start != 0 && m.start != 0 {
+		return s.start != m.start
+	}
+	if m.progress < s.progress {
+		return true
+	}
+	return s.lost
+}
+
+func (s *server) serving() bool { return s.state == StateHealthy || s.state == StateSlow }
+
+// back is the state of a server that answers again.
+func (s *server) back() State {
+	if s.live == nil {
+		return StateStale
+	}
+	return StateHealthy
+}
+
+// leastRated is the number of answered jobs from which a rate is believed.
+const leastRated = 4
+
+// judgeSpeed compares the token rate of s with the median of all that serve. A
+// slow one must reach twice the limit to count as healthy again.
+func (f *Fleet) judgeSpeed(s *server) {
+	var rates []float64
+	for _, other := range f.servers {
+		if other.serving() && other.rated >= leastRated {
+			rates = append(rates, other.rate)
+		}
+	}
+	if len(rates) < 2 || s.rated < leastRated || f.options.SlowRatio < 0 {
+		return
+	}
+	limit := f.options.SlowRatio * median(rates)
+	switch {
+	case s.state == StateHealthy && s.rate < limit:
+		f.setState(s, StateSlow, fmt.Sprintf("%.0f tokens/s, the limit is %.0f", s.rate, limit))
+	case s.state == StateSlow && s.rate >= 2*limit:
+		f.setState(s, StateHealthy, "")
+	}
+}
+
+// readopt brings the last offer live on a server that came back.
+func (f *Fleet) readopt(s *server, offer rollout.Offer) {
+	ctx, cancel := context.WithTimeoutCause(f.ctx, f.options.AdoptTimeout,
+		fmt.Errorf("server %s: policy %s was not live after %s", s.id, offer.Policy, f.options.AdoptTimeout))
+	defer cancel()
+	if _, err := f.change(ctx, s, offer); err != nil && f.ctx.Err() == nil {
+		f.options.Log.Warn("server could not catch up", "server", s.id, "policy", offer.Policy.String(), "error", err)
+	}
+}
+
+// prod asks a server that looks hung for one token.
+func (f *Fleet) prod(s *server) {
+	f.mu.Lock()
+	live, name := s.live, s.model
+	f.mu.Unlock()
+	if live == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(f.ctx, f.options.ProbeTimeout)
+	defer cancel()
+	if err := s.canary(ctx, name, *live); err != nil {
+		return
+	}
+	f.update(func() {
+		if s.state == StateHung {
+			s.progressed = time.Now()
+			f.setState(s, StateHealthy, "")
+		}
+	})
+}
