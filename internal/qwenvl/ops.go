@@ -111,10 +111,11 @@ func rotate(dst, x, cos, sin []float32) {
 	}
 }
 
-// grow returns buffer with at least n elements, reusing it when it can.
+// grow returns buffer with n elements, reusing it when it can. It takes half as
+// much again when it cannot, so that slowly growing needs rarely allocate.
 func grow(buffer []float32, n int) []float32 {
 	if cap(buffer) < n {
-		return make([]float32, n)
+		return make([]float32, n, n+n/2)
 	}
 	return buffer[:n]
 }

@@ -7,6 +7,13 @@ import "math/bits"
 // as 1, 2, 3", 2011) with the seed as key and n as counter. It has no state, so
 // a trace's draws depend on its seed and its positions alone.
 func uniform(seed uint64, n uint64) float64 {
+	return float64(philox(seed, n)>>11) / (1 << 53)
+}
+
+// splitSeed derives the seed of request n of an engine.
+func splitSeed(seed, n uint64) uint64 { return philox(^seed, n) }
+
+func philox(seed, n uint64) uint64 {
 	counter := [4]uint32{uint32(n), uint32(n >> 32), 0, 0}
 	key := [2]uint32{uint32(seed), uint32(seed >> 32)}
 	for range 10 {
@@ -16,6 +23,5 @@ func uniform(seed uint64, n uint64) float64 {
 		key[0] += 0x9E3779B9
 		key[1] += 0xBB67AE85
 	}
-	word := uint64(counter[0])<<32 | uint64(counter[1])
-	return float64(word>>11) / (1 << 53)
+	return uint64(counter[0])<<32 | uint64(counter[1])
 }

@@ -104,8 +104,10 @@ def main() -> None:
         for name, parameter in model.named_parameters():
             parameter.copy_(weight(published(name), list(parameter.shape)))
     dim = 3 * 2 * 4 * 4
-    patches = [torch.from_numpy((4 * draw(900 + i, g[0] * g[1] * g[2] * dim)).astype(np.float32)).reshape(-1, dim)
-               for i, g in enumerate(GRIDS)]
+    patches = [
+        torch.from_numpy((4 * draw(900 + i, g[0] * g[1] * g[2] * dim)).astype(np.float32)).reshape(-1, dim)
+        for i, g in enumerate(GRIDS)
+    ]
     image = CONFIG["image_token_id"]
     prompt = [3, 54, *[image] * 15, 55, 7, 8, 54, *[image] * 2, 55, 9, 10]
     response = [(i * 17 + 5) % 50 for i in range(70)]
@@ -114,20 +116,33 @@ def main() -> None:
     grids = torch.tensor(GRIDS)
     with torch.no_grad():
         features = model.model.visual(torch.cat(patches), grid_thw=grids).pooler_output
-        logits = model(input_ids=ids, pixel_values=torch.cat(patches), image_grid_thw=grids,
-                       mm_token_type_ids=types, attention_mask=torch.ones_like(ids)).logits[0]
+        logits = model(
+            input_ids=ids,
+            pixel_values=torch.cat(patches),
+            image_grid_thw=grids,
+            mm_token_type_ids=types,
+            attention_mask=torch.ones_like(ids),
+        ).logits[0]
         positions, _ = model.model.get_rope_index(ids, types, image_grid_thw=grids)
         text = model(input_ids=ids[:, -40:]).logits[0, -1]
     at = [len(prompt) - 1 + t for t in (0, 1, 2, 40, 63, 64, 65, 70)]
     TARGET.parent.mkdir(parents=True, exist_ok=True)
-    TARGET.write_text(json.dumps({
-        "config": CONFIG, "grids": GRIDS, "prompt": prompt, "response": response,
-        "positions": positions[:, 0].T.tolist(),
-        "features": [[round(v, 7) for v in row] for row in features[:, :6].tolist()],
-        "logit_steps": [i - len(prompt) + 1 for i in at],
-        "logits": [[round(v, 6) for v in logits[i].tolist()] for i in at],
-        "text_logits": [round(v, 6) for v in text.tolist()],
-    }) + "\n")
+    TARGET.write_text(
+        json.dumps(
+            {
+                "config": CONFIG,
+                "grids": GRIDS,
+                "prompt": prompt,
+                "response": response,
+                "positions": positions[:, 0].T.tolist(),
+                "features": [[round(v, 7) for v in row] for row in features[:, :6].tolist()],
+                "logit_steps": [i - len(prompt) + 1 for i in at],
+                "logits": [[round(v, 6) for v in logits[i].tolist()] for i in at],
+                "text_logits": [round(v, 6) for v in text.tolist()],
+            }
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":
