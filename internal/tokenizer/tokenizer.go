@@ -23,7 +23,7 @@ import (
 const File = "tokenizer.json"
 
 // maxID bounds token ids, so that a hostile file cannot ask for a huge table.
-const maxID = 1 << 22
+const maxID = 1 << 20
 
 // maxFile bounds tokenizer.json in bytes; Qwen2.5's has 7 MB.
 const maxFile = 64 << 20
