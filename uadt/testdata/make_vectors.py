@@ -56,16 +56,18 @@ def draw_batch(rng: random.Random) -> list[list[Trace]]:
 
 
 def alive(trace: Trace) -> bool:
+    """Whether the trace takes part at all."""
     return not trace["aborted"] and trace["length"] > 0
 
 
 def own_entropy(trace: Trace) -> float | None:
+    """Mean entropy over the span, None where there is none."""
     chosen = [h for h, inside in zip(trace["entropies"], trace["span"], strict=True) if inside]
     return mean(chosen) if alive(trace) and chosen else None
 
 
 def advantages(group: list[Trace], options: dict[str, Any]) -> tuple[list[float], bool]:
-    """A of each trace, and whether the group is informative."""
+    """Return A of each trace, and whether the group is informative."""
     scored = [t for t in group if alive(t) and not t["missing"]]
     if len(scored) < 2 or statistics.stdev(t["reward"] for t in scored) < options["min_std"]:
         return [0.0] * len(group), False
@@ -87,6 +89,7 @@ def advantages(group: list[Trace], options: dict[str, Any]) -> tuple[list[float]
 
 
 def rule(name: str, a: float, omega: float, strength: float, kappa: float) -> float:
+    """Shaped advantage of one trace."""
     sign = (a > 0) - (a < 0)
     if name == "c1":
         return a * (1 + sign * strength * omega)
@@ -101,6 +104,7 @@ def rule(name: str, a: float, omega: float, strength: float, kappa: float) -> fl
 
 
 def distance(h: float, tau: float, sigma: float, options: dict[str, Any]) -> float:
+    """Distance of H from the threshold, in the units of the norm."""
     if options["norm"] == "diff":
         return h - tau
     base = tau if options["norm"] == "rel" else sigma
@@ -113,14 +117,25 @@ def shape(batch: list[list[Trace]], state: dict[str, Any], options: dict[str, An
     for q, group in enumerate(batch):
         a, informative = advantages(group, options)
         own = [own_entropy(t) for t in group]
-        counted = [h is not None and (options["truncated"] == "include" or not t["truncated"]) for h, t in zip(own, group, strict=True)]
+        counted = [
+            h is not None and (options["truncated"] == "include" or not t["truncated"])
+            for h, t in zip(own, group, strict=True)
+        ]
         level = list(own)
         if options["level"] == "group" and any(counted):
             shared = mean([h for h, c in zip(own, counted, strict=True) if c])
             level = [shared if c else h for h, c in zip(own, counted, strict=True)]
         for i, trace in enumerate(group):
-            flat.append({"q": q, "h": own[i], "level": level[i], "counted": counted[i], "a": a[i],
-                         "trained": informative and alive(trace) and not trace["missing"]})
+            flat.append(
+                {
+                    "q": q,
+                    "h": own[i],
+                    "level": level[i],
+                    "counted": counted[i],
+                    "a": a[i],
+                    "trained": informative and alive(trace) and not trace["missing"],
+                }
+            )
     counted_levels = [row["level"] for row in flat if row["counted"]]
     tau, sigma = state["tau"], state["sigma"]
     if counted_levels:
@@ -132,7 +147,9 @@ def shape(batch: list[list[Trace]], state: dict[str, Any], options: dict[str, An
         if options["update"] == "before":
             tau, sigma = state["tau"], state["sigma"]
     for row in flat:
-        row["omega"] = math.tanh(options["gain"] * distance(row["level"], tau, sigma, options)) if row["counted"] else 0.0
+        row["omega"] = (
+            math.tanh(options["gain"] * distance(row["level"], tau, sigma, options)) if row["counted"] else 0.0
+        )
     if options["placebo"] == "mean":
         for _, rows in itertools.groupby(flat, key=lambda row: row["q"]):
             members = [row for row in rows if row["counted"]]
@@ -140,7 +157,11 @@ def shape(batch: list[list[Trace]], state: dict[str, Any], options: dict[str, An
             for row in members:
                 row["omega"] = shared
     for row in flat:
-        row["shaped"] = rule(options["rule"], row["a"], row["omega"], options["lambda"], options["kappa"]) if row["trained"] else 0.0
+        row["shaped"] = (
+            rule(options["rule"], row["a"], row["omega"], options["lambda"], options["kappa"])
+            if row["trained"]
+            else 0.0
+        )
     trained = [row for row in flat if row["trained"]]
     if options["recenter"] and trained:
         shift = mean([row["shaped"] for row in trained])
@@ -157,12 +178,15 @@ def shape(batch: list[list[Trace]], state: dict[str, Any], options: dict[str, An
         "a": [[row["a"] for row in g] for g in groups],
         "omega": [[row["omega"] for row in g] for g in groups],
         "shaped": [[row["shaped"] for row in g] for g in groups],
-        "tau": tau or 0.0, "next_tau": state["tau"] or 0.0, "next_sigma": state["sigma"] or 0.0,
+        "tau": tau or 0.0,
+        "next_tau": state["tau"] or 0.0,
+        "next_sigma": state["sigma"] or 0.0,
         "metrics": metrics,
     }
 
 
 def measure(flat: list[dict[str, Any]], trained: list[dict[str, Any]]) -> dict[str, float]:
+    """Metrics of a batch, by their definitions."""
     out: dict[str, float] = {}
     mass = math.fsum(abs(row["a"]) for row in flat)
     if mass > 0:
@@ -180,6 +204,7 @@ def measure(flat: list[dict[str, Any]], trained: list[dict[str, Any]]) -> dict[s
 
 
 def draw_options(rng: random.Random, index: int) -> dict[str, Any]:
+    """One setting of every option."""
     return {
         "rule": RULES[index % len(RULES)],
         "norm": NORMS[index // len(RULES) % len(NORMS)],
@@ -201,6 +226,7 @@ def draw_options(rng: random.Random, index: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Write the vectors to standard output."""
     rng = random.Random(20)
     runs = []
     for index in range(45):

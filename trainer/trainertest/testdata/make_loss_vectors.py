@@ -37,7 +37,7 @@ def policy_terms(trace: Trace, lp: torch.Tensor, weights: torch.Tensor, o: dict[
     advantage = torch.tensor(trace["advantages"]).expand(len(lp)) * weights
     low, high = 1 - o["clip_low"], 1 + o["clip_high"]
     if o["loss"] == "gspo":
-        inside = torch.tensor(trace["mask"])
+        inside = torch.tensor(trace["mask"], dtype=torch.bool)
         mean = (lp - old)[inside].mean() if inside.any() else torch.zeros(())
         ratio = torch.exp(torch.clamp(lp - stop(lp) + stop(mean), max=10))
     else:
@@ -55,7 +55,7 @@ def correction(trace: Trace, o: dict[str, Any]) -> tuple[torch.Tensor, torch.Ten
     ones = torch.ones(len(trace["lp"]))
     if trace["rollout"] is None or o["loss"] == "nll":
         return ones, ones
-    inside = torch.tensor(trace["mask"])
+    inside = torch.tensor(trace["mask"], dtype=torch.bool)
     gap = torch.tensor(trace["old"]) - torch.tensor(trace["rollout"])
     if o["correction_level"] == "sequence":
         gap = gap[inside].sum().expand(len(gap))
@@ -68,6 +68,7 @@ def correction(trace: Trace, o: dict[str, Any]) -> tuple[torch.Tensor, torch.Ten
 
 
 def kl_terms(trace: Trace, lp: torch.Tensor, o: dict[str, Any]) -> torch.Tensor:
+    """Estimates of the distance to the reference, [T]."""
     d = torch.tensor(trace["reference"]) - lp
     if o["kl_clamp"]:
         d = torch.clamp(d, -20, 20)
@@ -103,7 +104,7 @@ def solve(case: dict[str, Any]) -> dict[str, Any]:
         if trace["kept"] is not None:
             terms = terms * torch.tensor(trace["kept"], dtype=torch.float64)
         if trace["covariance"] is not None:
-            hit = torch.tensor(trace["covariance"])
+            hit = torch.tensor(trace["covariance"], dtype=torch.bool)
             if o["covariance_kind"] == "clip":
                 terms = torch.where(hit, stop(terms), terms)
             else:
@@ -139,6 +140,7 @@ def solve(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw_options(rng: random.Random, index: int) -> dict[str, Any]:
+    """One setting of every option."""
     loss = ("ppo", "gspo", "cispo", "nll")[index % 4]
     aggregations = ("token_mean", "seq_mean_token_sum", "seq_mean_token_mean", "seq_mean_token_sum_norm")
     kl = "" if loss == "nll" else rng.choice(["", "k2", "k3", "k3"])
@@ -147,7 +149,7 @@ def draw_options(rng: random.Random, index: int) -> dict[str, Any]:
         "aggregation": aggregations[index // 4 % 4],
         "clip_low": rng.choice([0.1, 0.2]),
         "clip_high": rng.choice([0.2, 0.28]),
-        "dual_clip": rng.choice([0.0, 3.0]),
+        "dual_clip": 3.0 if index % 8 < 4 else 0.0,
         "kl": kl,
         "kl_coef": 0.04 if kl else 0.0,
         "kl_clamp": rng.random() < 0.5,
@@ -163,6 +165,7 @@ def draw_options(rng: random.Random, index: int) -> dict[str, Any]:
 
 
 def draw_trace(rng: random.Random, length: int, o: dict[str, Any], wild: bool) -> Trace:
+    """One trace; a wild one reaches every bound."""
     mask = [rng.random() < 0.85 for _ in range(length)]
     spread = 1.5 if wild else 0.2
 
@@ -175,7 +178,7 @@ def draw_trace(rng: random.Random, length: int, o: dict[str, Any], wild: bool) -
 
     lp = values(None, 0.0)
     old = values(lp, spread)
-    if wild and length > 2:  # reach every clamp
+    if wild and length > 5:  # reach every clamp
         old[0] += rng.choice([-30.0, 30.0]) if mask[0] else 0.0
     rollout = values(old, 0.4)
     reference = values(lp, 4.0 if wild else 0.5)
@@ -196,6 +199,7 @@ def draw_trace(rng: random.Random, length: int, o: dict[str, Any], wild: bool) -
 
 
 def draw_case(rng: random.Random, index: int) -> dict[str, Any]:
+    """One update."""
     o = draw_options(rng, index)
     lengths = [rng.randint(1, 12) for _ in range(rng.randint(1, 4))] + [rng.choice([0, 1, 3])]
     traces = [draw_trace(rng, n, o, wild=index % 3 == 0) for n in lengths]
@@ -207,6 +211,7 @@ def draw_case(rng: random.Random, index: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Write the vectors to standard output."""
     rng = random.Random(508)
     cases = [draw_case(rng, index) for index in range(64)]
     for case in cases:
