@@ -60,7 +60,7 @@ func formats() []format {
 			func(d []byte) (image.Config, error) { return png.DecodeConfig(bytes.NewReader(d)) },
 			func(d []byte) (image.Image, error) { return png.Decode(bytes.NewReader(d)) }, pngExif},
 		{"WebP", func(d []byte) bool { return len(d) >= 12 && string(d[:4]) == "RIFF" && string(d[8:12]) == "WEBP" },
-			func(d []byte) (image.Config, error) { return webp.DecodeConfig(bytes.NewReader(d)) },
+			webpConfig,
 			func(d []byte) (image.Image, error) { return webp.Decode(bytes.NewReader(d)) }, webpExif},
 		{"BMP", prefix("BM"),
 			func(d []byte) (image.Config, error) { return bmp.DecodeConfig(bytes.NewReader(d)) },
@@ -85,7 +85,7 @@ func sniff(data []byte, limit int) (header, error) {
 		if !f.matches(data) {
 			continue
 		}
-		c, err := f.config(data)
+		c, err := guarded(f.config, data)
 		if err != nil {
 			return header{}, fmt.Errorf("%w: %s header: %w", ErrImage, f.name, err)
 		}
@@ -117,7 +117,7 @@ func Decode(data []byte, maxPixels int) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	decoded, err := h.decode(data)
+	decoded, err := guarded(h.decode, data)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s of %d x %d pixels: %w", ErrImage, h.format, h.width, h.height, err)
 	}
@@ -127,6 +127,17 @@ func Decode(data []byte, maxPixels int) (*Image, error) {
 			ErrImage, h.format, h.width, h.height, img.Width, img.Height)
 	}
 	return img, nil
+}
+
+// guarded calls a decoder of a library and turns its panic, should a hostile file
+// provoke one, into an error.
+func guarded[T any](decode func([]byte) (T, error), data []byte) (out T, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("the decoder failed: %v", r)
+		}
+	}()
+	return decode(data)
 }
 
 // turn applies an EXIF orientation.
@@ -157,34 +168,4 @@ func (m *Image) turn(orientation int) *Image {
 		}
 	}
 	return out
-}
-
-// chunks finds the chunk of this name in a sequence of (length, name, data)
-// chunks: PNG (big-endian, length first, CRC behind) or RIFF (little-endian,
-// name first, padded to even).
-func chunks(data []byte, name string, riff bool) []byte {
-	for len(data) >= 8 {
-		var size int
-		var got string
-		if riff {
-			got, size = string(data[:4]), int(binary.LittleEndian.Uint32(data[4:]))
-		} else {
-			size, got = int(binary.BigEndian.Uint32(data)), string(data[4:8])
-		}
-		if size > len(data)-8 {
-			return nil
-		}
-		if got == name {
-			return data[8 : 8+size]
-		}
-		next := 8 + size + 4 // CRC
-		if riff {
-			next = 8 + size + size%2
-		}
-		if next > len(data) {
-			return nil
-		}
-		data = data[next:]
-	}
-	return nil
 }
