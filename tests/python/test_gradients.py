@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 from pathlib import Path
@@ -61,18 +62,30 @@ class Case:
             "Traces": traces,
         }
 
-    def go(self, values: list[list[list[float]]], options: dict[str, Any], stage: dict[str, Any], score: bool) -> None:
+    def go(
+        self,
+        values: list[list[list[float]]],
+        options: dict[str, Any],
+        stage: dict[str, Any],
+        old: list[list[list[float]]] | None = None,
+    ) -> None:
         """Run the Go side; its answer is in self.report and self.tensors."""
         case = {
             "Stage": {"Name": "case"} | stage,
             "Batch": {"Step": 1, "Groups": self.groups},
             "Advantages": {"Values": values, "Options": options},
-            "Score": score,
+            "Score": old is not None,
+            "Old": old,
         }
         (self.folder / "case.json").write_text(json.dumps(case))
         command = ["go", "test", "./trainer/graph", "-run", "^TestGradientCase$", "-count=1"]
         done = subprocess.run(
-            command, cwd=ROOT, env=os.environ | {"UADT_GRADIENT_CASE": str(self.folder)}, capture_output=True, text=True
+            command,
+            check=False,
+            cwd=ROOT,
+            env=os.environ | {"UADT_GRADIENT_CASE": str(self.folder)},
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         with safe_open(self.folder / "result.safetensors", "pt") as f:
@@ -165,7 +178,7 @@ def ones(case: Case) -> list[list[list[float]]]:
 def test_nll(tmp_path: Path, tie: bool) -> None:
     case = Case(tmp_path, tie)
     options = nll_options(case, temperature=0.9)
-    case.go(ones(case), options, {}, score=False)
+    case.go(ones(case), options, {})
     model = load(tmp_path / "model")
     out = case.forward(model, 0.9)
     lp = torch.cat([t[0] for row in out for t in row])
@@ -187,9 +200,140 @@ def test_nll(tmp_path: Path, tie: bool) -> None:
 def test_frozen_parts(tmp_path: Path, parts: list[str], prefixes: tuple[str, ...]) -> None:
     case = Case(tmp_path, tie=True)
     options = nll_options(case, temperature=1.0)
-    case.go(ones(case), options, {"Frozen": parts}, score=False)
+    case.go(ones(case), options, {"Frozen": parts})
     model = load(tmp_path / "model")
     out = case.forward(model, 1.0)
     lp = torch.cat([t[0] for row in out for t in row])
     mask = torch.tensor([m for g in case.groups for t in g["Traces"] for m in t["Mask"]])
     compare(case, model, -(lp * mask).sum() / options["Denominators"]["Tokens"], prefixes)
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "ppo": {
+        "Loss": "ppo", "ClipLow": 0.2, "ClipHigh": 0.28, "DualClip": 3.0, "Aggregation": "token_mean",
+        "KL": {"Kind": "k3", "Coef": 0.04}, "EntropyBonus": 0.01,
+    },
+    "gspo": {
+        "Loss": "gspo", "ClipLow": 0.1, "ClipHigh": 0.1, "Aggregation": "token_mean", "KL": {"Kind": "k2", "Coef": 0.1},
+    },
+    "cispo": {
+        "Loss": "cispo", "ClipLow": 0.3, "ClipHigh": 0.3, "Aggregation": "seq_mean_token_sum_norm",
+        "Correction": {"Level": "token", "Mode": "truncate", "Upper": 2.0}, "EntropyQuantile": 0.4,
+    },
+    "kl_cov": {
+        "Loss": "ppo", "ClipLow": 0.2, "ClipHigh": 0.2, "Aggregation": "seq_mean_token_mean",
+        "Covariance": {"Kind": "kl", "Share": 0.2, "Coef": 0.5}, "KL": {"Kind": "k3", "Coef": 0.04, "Clamp": True},
+    },
+    "clip_cov": {
+        "Loss": "ppo", "ClipLow": 0.2, "ClipHigh": 0.2, "Aggregation": "seq_mean_token_sum",
+        "Covariance": {"Kind": "clip", "Share": 0.2},
+    },
+}  # fmt: skip
+
+
+class Update:
+    """One update's loss in PyTorch, written from the formulas, over flat tokens [N] of all traces."""
+
+    def __init__(self, case: Case, options: dict[str, Any]) -> None:
+        self.o = options
+        traces = [t for g in case.groups for t in g["Traces"]]
+        self.sizes = [len(t["Tokens"]) for t in traces]
+        self.mask = torch.tensor([m for t in traces for m in t["Mask"]])
+        self.rollout = torch.tensor([v for t in traces for v in t["RolloutLogprobs"]])
+        row = torch.arange(len(traces)).repeat_interleave(torch.tensor(self.sizes))  # [N] trace of each token
+        self.row = row
+        self.count = torch.zeros(len(traces)).index_add(0, row, self.mask.float())  # [traces] masked-in tokens
+
+    def weights(self) -> torch.Tensor:
+        """[N] factor of every token in the loss."""
+        d = self.o["Denominators"]
+        how = "seq_mean_token_mean" if self.o["Loss"] == "gspo" else self.o["Aggregation"]
+        each = {
+            "token_mean": torch.full_like(self.count, 1 / d["Tokens"]),
+            "seq_mean_token_sum": torch.full_like(self.count, 1 / d["Sequences"]),
+            "seq_mean_token_mean": 1 / (self.count.clamp(min=1) * d["Sequences"]),
+            "seq_mean_token_sum_norm": torch.full_like(self.count, 1 / (d["MaxTokens"] * d["Sequences"])),
+        }[how]
+        return each[self.row] * self.mask
+
+    def chosen(self, score: torch.Tensor, count: int) -> torch.Tensor:
+        """[N] the count masked-in tokens of largest score."""
+        out = torch.zeros_like(self.mask)
+        out[score.masked_fill(~self.mask, float("-inf")).topk(count).indices] = True
+        return out
+
+    def policy(self, lp: torch.Tensor, old: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+        """[N] token losses."""
+        o = self.o
+        low, high = 1 - o["ClipLow"], 1 + o["ClipHigh"]
+        log_ratio = lp - old
+        if o["Loss"] == "gspo":
+            mean = torch.zeros_like(self.count).index_add(0, self.row, log_ratio * self.mask) / self.count.clamp(min=1)
+            ratio = (lp - lp.detach() + mean[self.row].detach()).clamp(max=10).exp()
+        else:
+            ratio = log_ratio.clamp(-20, 20).exp()
+        if o["Loss"] == "cispo":
+            return -ratio.clamp(low, high).detach() * a * lp
+        loss = torch.maximum(-a * ratio, -a * ratio.clamp(low, high))
+        if o.get("DualClip"):
+            loss = torch.where(a < 0, torch.minimum(loss, -a * o["DualClip"]), loss)
+        return loss
+
+    def loss(
+        self, lp: torch.Tensor, entropy: torch.Tensor, ref: torch.Tensor, old: torch.Tensor, a: torch.Tensor
+    ) -> torch.Tensor:
+        o, n = self.o, int(self.mask.sum())
+        shaped = a
+        if o.get("Correction"):
+            shaped = a * (old - self.rollout).clamp(-20, 20).exp().clamp(max=o["Correction"]["Upper"])
+        loss = self.policy(lp, old, shaped)
+        if share := o.get("EntropyQuantile"):
+            loss = loss * self.chosen(entropy.detach(), math.ceil(share * n))
+        if cov := o.get("Covariance"):
+            center = (old - old[self.mask].mean()) * (a - a[self.mask].mean())
+            picked = self.chosen(center, max(1, int(cov["Share"] * n)))
+            if cov["Kind"] == "clip":
+                loss = torch.where(picked, loss.detach(), loss)
+            else:
+                loss = loss + torch.where(picked, cov["Coef"] * (lp - old).abs(), torch.zeros_like(lp))
+        if kl := o.get("KL"):
+            d = ref - lp
+            if kl.get("Clamp"):
+                d = d.clamp(-20, 20)
+            estimate = d.exp() - d - 1 if kl["Kind"] == "k3" else d * d / 2
+            if kl.get("Clamp"):
+                estimate = estimate.clamp(-10, 10)
+            loss = loss + kl["Coef"] * estimate
+        loss = loss - o.get("EntropyBonus", 0.0) * entropy
+        return (loss * self.weights()).sum()
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_recipes(tmp_path: Path, recipe: str) -> None:
+    """Every loss, KL, aggregation, correction and selection, with ratios on both sides of the clip."""
+    case = Case(tmp_path, tie=True)
+    options = nll_options(case, temperature=0.8) | RECIPES[recipe]
+    model, reference = load(tmp_path / "model"), load(tmp_path / "reference")
+    out = case.forward(model, 0.8)
+    lp, entropy = (torch.cat([t[k] for row in out for t in row]) for k in (0, 1))
+    with torch.no_grad():
+        ref = torch.cat([t[0] for row in case.forward(reference, 0.8) for t in row])
+    update = Update(case, options)
+    old = lp.detach() + 0.4 * torch.randn(lp.shape, generator=case.generator)
+    if options["Loss"] == "gspo":  # a shift of whole traces, so that sequence ratios reach the clip
+        old += 0.2 * torch.randn(len(update.sizes), generator=case.generator)[update.row]
+    a = torch.randn(lp.shape, generator=case.generator)
+    loss = update.loss(lp, entropy, ref, old, a)
+    stage = {"Reference": {"Path": "reference"}} if "KL" in options else {}
+    case.go(nested(case, a), options, stage, old=nested(case, old))
+    compare(case, model, loss)
+    assert case.report["Tokens"] == int(update.mask.sum())
+    # The case must reach the bounds, else they are not tested.
+    assert case.report["ClipLow"] > 0
+    assert case.report["ClipHigh"] > 0
+
+
+def nested(case: Case, flat: torch.Tensor) -> list[list[list[float]]]:
+    """[N] -> [Q][G][T]."""
+    values = iter(flat.tolist())
+    return [[[next(values) for _ in t["Tokens"]] for t in g["Traces"]] for g in case.groups]

@@ -23,7 +23,7 @@ import (
 // folder is an image store in a directory, one file per digest.
 type folder string
 
-func (f folder) Bytes(_ context.Context, digest string) ([]byte, error) {
+func (f folder) Get(_ context.Context, digest string) ([]byte, error) {
 	return os.ReadFile(filepath.Join(string(f), digest))
 }
 
@@ -35,6 +35,8 @@ type gradientCase struct {
 	Batch      trainer.Batch
 	Advantages trainer.Advantages
 	Score      bool // score the batch first, so that old and reference log-probabilities exist
+	// Old replaces the scored old log-probabilities, so that ratios are not 1.
+	Old [][][]float32
 }
 
 // runCase answers a case directory: result.safetensors with the loss, every
@@ -79,6 +81,9 @@ func runCase(t *testing.T, dir string) safetensors.File {
 	}
 	if !c.Score {
 		backend.stage.loaded[c.Batch.Step].scores = nil
+	}
+	if c.Old != nil {
+		backend.stage.loaded[c.Batch.Step].scores.Old = c.Old
 	}
 	report, gradients, err := backend.Gradients(ctx, c.Batch.Step, c.Advantages)
 	if err != nil {
@@ -135,7 +140,7 @@ func writeModel(t testing.TB, dir string, s tinySizes, seed uint64) qwenvl.Confi
 	l := arrange(config)
 	v := config.Vision
 	files := map[string][]byte{"config.json": configJSON(s), "preprocessor_config.json": mustJSON(t, map[string]any{
-		"patch_size": v.PatchSize, "merge_size": v.MergeSize, "temporal_patch_size": v.TemporalPatchSize, "min_pixels": 64, "max_pixels": 4096})}
+		"patch_size": v.PatchSize, "merge_size": v.MergeSize, "temporal_patch_size": v.TemporalPatchSize, "min_pixels": 64, "max_pixels": 12544})}
 	if _, err := checkpoint.Write(dir, checkpoint.Contents{Files: files, Tensors: l.tensors(randomWeights(l, seed))}); err != nil {
 		t.Fatal(err)
 	}

@@ -18,11 +18,12 @@ import (
 type tinySizes struct {
 	vocab, hidden, layers, heads, kv, inter int
 	vDepth, vHidden, vHeads, vInter         int
+	patch, temporal, window                 int
 	tie                                     bool
 }
 
 func small() tinySizes {
-	return tinySizes{vocab: 40, hidden: 16, layers: 2, heads: 2, kv: 1, inter: 12, vDepth: 2, vHidden: 8, vHeads: 2, vInter: 10, tie: true}
+	return tinySizes{vocab: 40, hidden: 16, layers: 2, heads: 2, kv: 1, inter: 12, vDepth: 2, vHidden: 8, vHeads: 2, vInter: 10, patch: 4, temporal: 1, window: 16, tie: true}
 }
 
 // configJSON is the config.json of a test model.
@@ -32,13 +33,13 @@ func configJSON(s tinySizes) []byte {
 		"architectures": []string{"Qwen2_5_VLForConditionalGeneration"}, "model_type": "qwen2_5_vl",
 		"hidden_act": "silu", "hidden_size": s.hidden, "intermediate_size": s.inter, "max_position_embeddings": 512,
 		"num_attention_heads": s.heads, "num_hidden_layers": s.layers, "num_key_value_heads": s.kv,
-		"rms_norm_eps": 1e-6, "rope_theta": 1e6, "rope_scaling": map[string]any{"type": "mrope", "mrope_section": []int{half - 2*(half/4), half / 4, half / 4}},
+		"rms_norm_eps": 1e-6, "rope_theta": 1e6, "rope_scaling": map[string]any{"type": "mrope", "mrope_section": []int{half - 2*(half*3/8), half * 3 / 8, half * 3 / 8}},
 		"tie_word_embeddings": s.tie, "vocab_size": s.vocab, "torch_dtype": "float32",
 		"image_token_id": s.vocab - 2, "video_token_id": s.vocab - 1, "vision_start_token_id": s.vocab - 4, "vision_end_token_id": s.vocab - 3,
 		"bos_token_id": 0, "eos_token_id": 1,
 		"vision_config": map[string]any{"depth": s.vDepth, "hidden_act": "silu", "hidden_size": s.vHidden, "intermediate_size": s.vInter,
-			"num_heads": s.vHeads, "in_chans": 3, "out_hidden_size": s.hidden, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 1,
-			"window_size": 16, "fullatt_block_indexes": []int{s.vDepth - 1}},
+			"num_heads": s.vHeads, "in_chans": 3, "out_hidden_size": s.hidden, "patch_size": s.patch, "spatial_merge_size": 2, "temporal_patch_size": s.temporal,
+			"window_size": s.window, "fullatt_block_indexes": []int{s.vDepth - 1}},
 	})
 	if err != nil {
 		panic(err)

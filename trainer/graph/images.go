@@ -12,7 +12,7 @@ import (
 // Images gives the bytes of an image file by its SHA-256 (lower-case hex). It
 // is called from one goroutine at a time.
 type Images interface {
-	Bytes(ctx context.Context, digest string) ([]byte, error)
+	Get(ctx context.Context, digest string) ([]byte, error)
 }
 
 // picture is an image as the tower takes it, in the window order of its rows.
@@ -73,7 +73,7 @@ func (p *pictures) get(ctx context.Context, digest string, v qwenvl.VisionConfig
 	if p.source == nil {
 		return nil, fmt.Errorf("image %s: no image store was given", digest)
 	}
-	data, err := p.source.Bytes(ctx, digest)
+	data, err := p.source.Get(ctx, digest)
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", digest, err)
 	}

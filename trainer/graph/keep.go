@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/uadt-train/uadt-train/internal/checkpoint"
 	"github.com/uadt-train/uadt-train/internal/safetensors"
@@ -67,12 +68,19 @@ func (t *Trainer) Publish(ctx context.Context, policy rollout.Policy) (rollout.O
 	if policy.Incarnation < t.incarnation {
 		return fail(&IncarnationError{Have: t.incarnation, Got: policy.Incarnation})
 	}
-	dir, err := filepath.Abs(filepath.Join(t.options.WorkDir, "policies", fmt.Sprintf("%d.%d", policy.Incarnation, policy.Version)))
+	tensors := s.weights.tensors(s.values)
+	policy.Digest = checkpoint.Digest(tensors)
+	root, err := filepath.Abs(filepath.Join(t.options.WorkDir, "policies"))
 	if err != nil {
 		return fail(err)
 	}
-	digest, err := checkpoint.Write(dir, checkpoint.Contents{Files: s.files, Tensors: s.weights.tensors(s.values)})
-	if err != nil {
+	if t.published == nil {
+		if t.published, err = earlier(root); err != nil {
+			return fail(err)
+		}
+	}
+	dir := filepath.Join(root, policy.String())
+	if _, err := checkpoint.Write(dir, checkpoint.Contents{Files: s.files, Tensors: tensors}); err != nil {
 		return fail(err)
 	}
 	t.published = append(slices.DeleteFunc(t.published, func(d string) bool { return d == dir }), dir)
@@ -82,8 +90,27 @@ func (t *Trainer) Publish(ctx context.Context, policy rollout.Policy) (rollout.O
 		}
 		t.published = t.published[1:]
 	}
-	policy.Digest = digest
 	return rollout.Offer{Policy: policy, Transport: rollout.ByDirectory, Path: dir}, nil
+}
+
+// earlier lists what former processes published below root, oldest first, so
+// that it goes as if this one had.
+func earlier(root string) ([]string, error) {
+	entries, err := os.ReadDir(root)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	dirs, ages := []string{}, map[string]time.Time{}
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil {
+			return nil, err
+		}
+		dir := filepath.Join(root, e.Name())
+		dirs, ages[dir] = append(dirs, dir), info.ModTime()
+	}
+	slices.SortStableFunc(dirs, func(a, b string) int { return ages[a].Compare(ages[b]) })
+	return dirs, nil
 }
 
 // pending is a checkpoint that is being written.

@@ -20,7 +20,8 @@ type loaded struct {
 }
 
 // Load flattens a batch: everything about it that can be wrong is found here.
-// Several batches may wait; their steps must be ahead of the optimizer's.
+// Several batches may wait, of steps that follow each other; a batch that is
+// loaded again replaces the first.
 func (t *Trainer) Load(ctx context.Context, batch trainer.Batch) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -28,8 +29,9 @@ func (t *Trainer) Load(ctx context.Context, batch trainer.Batch) error {
 	if err != nil {
 		return fmt.Errorf("load step %d: %w", batch.Step, err)
 	}
-	if batch.Step <= s.step {
-		return fmt.Errorf("load: %w", &trainer.StepOrderError{Have: s.step, Got: batch.Step})
+	next := s.step + 1 + len(s.loaded)
+	if _, again := s.loaded[batch.Step]; !again && batch.Step != next {
+		return fmt.Errorf("load: %w", &trainer.StepOrderError{Have: next - 1, Got: batch.Step})
 	}
 	if len(batch.Groups) == 0 {
 		return fmt.Errorf("load step %d: the batch has no groups", batch.Step)

@@ -73,7 +73,7 @@ func (s *stage) differentiate(ctx context.Context, b *loaded, advantages trainer
 	if err != nil {
 		return trainer.Report{}, err
 	}
-	if err := errors.Join(b.refuseBanned(h), b.refuseHead(h)); err != nil {
+	if err := errors.Join(advantages.Options.Validate(), b.refuseBanned(h), b.refuseHead(h)); err != nil {
 		return trainer.Report{}, err
 	}
 	o, err := s.objective(ctx, b, advantages, h)
@@ -86,11 +86,8 @@ func (s *stage) differentiate(ctx context.Context, b *loaded, advantages trainer
 	report := o.report()
 	report.Step = b.batch.Step
 	report.GradNorm = norm(s.gradient)
-	if what, groups := o.bad(); what != "" {
-		return trainer.Report{}, &trainer.BadStepError{Step: b.batch.Step, What: what, Groups: groups}
-	}
-	if !finite(report.Loss) {
-		return trainer.Report{}, &trainer.BadStepError{Step: b.batch.Step, What: "loss"}
+	if groups := o.bad(); len(groups) > 0 || !finite(report.Loss) {
+		return trainer.Report{}, &trainer.BadStepError{Step: b.batch.Step, What: "loss", Groups: groups}
 	}
 	if !finite(report.GradNorm) {
 		return trainer.Report{}, &trainer.BadStepError{Step: b.batch.Step, What: "gradient"}
