@@ -1,0 +1,435 @@
+package graph
+
+import (
+	"context"
+	"errors"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/uadt-train/uadt-train/internal/qwenvl"
+	"github.com/uadt-train/uadt-train/rollout"
+	"github.com/uadt-train/uadt-train/trainer"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// bench is a backend on a small model with two images.
+type bench struct {
+	dir    string
+	config qwenvl.Config
+	images []rollout.Image
+	*Trainer
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	dir := t.TempDir()
+	b := &bench{dir: dir, config: writeModel(t, filepath.Join(dir, "model"), small(), 3)}
+	b.images = []rollout.Image{writeImage(t, filepath.Join(dir, "images"), 16, 24, 90), writeImage(t, filepath.Join(dir, "images"), 8, 16, 200)}
+	b.Trainer = b.open(t)
+	return b
+}
+
+// open makes another backend on the same folder, as a restarted process would.
+func (b *bench) open(t *testing.T) *Trainer {
+	t.Helper()
+	made, err := New(Options{WorkDir: filepath.Join(b.dir, "work"), Images: folder(filepath.Join(b.dir, "images")), ChunkRows: 48})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := made.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return made
+}
+
+func (b *bench) stage() trainer.Stage {
+	return trainer.Stage{Incarnation: 1, Name: "rl", Kind: trainer.RL, Model: filepath.Join(b.dir, "model"), Optimizer: trainer.Optimizer{WeightDecay: 0.01}}
+}
+
+// batch draws the batch of a step, the same each time.
+func (b *bench) batch(step int) trainer.Batch {
+	r := rand.New(rand.NewPCG(uint64(step), 9))
+	words := func(n int) []int32 {
+		out := make([]int32, n)
+		for i := range out {
+			out[i] = 2 + r.Int32N(30)
+		}
+		return out
+	}
+	out := trainer.Batch{Step: step}
+	for q := range 5 {
+		g := trainer.Group{ID: string(rune('a' + q)), Prompt: words(4 + q)}
+		if q < 4 {
+			image := b.images[q%2]
+			g.Images = []rollout.Image{image}
+			g.Prompt = imagePrompt(b.config, []int{6, 2}[q%2], words(1+q), words(3))
+		}
+		for range 3 {
+			tokens := words(1 + r.IntN(9))
+			g.Traces = append(g.Traces, trainer.Sequence{Tokens: tokens})
+		}
+		out.Groups = append(out.Groups, g)
+	}
+	return out
+}
+
+// advantages draws those of a step.
+func (b *bench) advantages(batch trainer.Batch) trainer.Advantages {
+	r := rand.New(rand.NewPCG(uint64(batch.Step), 10))
+	a := trainer.Advantages{Options: trainer.StepOptions{Loss: trainer.PPO, ClipLow: 0.2, ClipHigh: 0.2, Aggregation: trainer.TokenMean,
+		Temperature: 1, LearningRate: 1e-3, GradClip: 1, Denominators: trainer.CountDenominators(batch.Groups, 10, nil)}}
+	for _, g := range batch.Groups {
+		var rows [][]float32
+		for range g.Traces {
+			rows = append(rows, []float32{float32(r.NormFloat64())})
+		}
+		a.Values = append(a.Values, rows)
+	}
+	return a
+}
+
+// train loads, scores and applies steps from to to.
+func (b *bench) train(t *testing.T, backend *Trainer, from, to int) (reports []trainer.Report) {
+	t.Helper()
+	ctx := context.Background()
+	for step := from; step <= to; step++ {
+		batch := b.batch(step)
+		if err := backend.Load(ctx, batch); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := backend.Score(ctx, step, trainer.ScoreOptions{Temperature: 1}); err != nil {
+			t.Fatal(err)
+		}
+		report, err := backend.Step(ctx, step, b.advantages(batch))
+		if err != nil {
+			t.Fatal(err)
+		}
+		report.Seconds, report.PeakBytes = 0, 0
+		reports = append(reports, report)
+	}
+	return reports
+}
+
+func (b *bench) begin(t *testing.T, backend *Trainer, change func(*trainer.Stage)) {
+	t.Helper()
+	s := b.stage()
+	if change != nil {
+		change(&s)
+	}
+	if err := backend.Begin(context.Background(), s); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (b *bench) publish(t *testing.T, backend *Trainer, version int) rollout.Offer {
+	t.Helper()
+	offer, err := backend.Publish(context.Background(), rollout.Policy{Incarnation: 1, Version: version})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return offer
+}
+
+// TestTrainingRaisesTheLikelihood trains nll on one batch until it is learnt.
+func TestTrainingRaisesTheLikelihood(t *testing.T) {
+	b := newBench(t)
+	b.begin(t, b.Trainer, nil)
+	batch := b.batch(1)
+	var first, last float64
+	for step := 1; step <= 60; step++ {
+		batch.Step = step
+		if err := b.Load(context.Background(), batch); err != nil {
+			t.Fatal(err)
+		}
+		a := b.advantages(batch)
+		a.Options.Loss, a.Options.LearningRate = trainer.NLL, 2e-2
+		report, err := b.Step(context.Background(), step, a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if step == 1 {
+			first = report.Loss
+		}
+		last = report.Loss
+	}
+	if !(last < 0.3*first) {
+		t.Errorf("loss went from %v to %v", first, last)
+	}
+}
+
+// TestDigestDoesNotDependOnTheMachine trains twice, with one processor and with
+// several.
+func TestDigestDoesNotDependOnTheMachine(t *testing.T) {
+	b := newBench(t)
+	b.begin(t, b.Trainer, nil)
+	want := b.train(t, b.Trainer, 1, 4)
+	digest := b.publish(t, b.Trainer, 4).Policy.Digest
+	was := runtime.GOMAXPROCS(1)
+	defer runtime.GOMAXPROCS(was)
+	other := b.open(t)
+	b.begin(t, other, nil)
+	if got := b.train(t, other, 1, 4); !slices.Equal(got, want) {
+		t.Errorf("reports differ:\n%+v\n%+v", got, want)
+	}
+	if got := b.publish(t, other, 4).Policy.Digest; got != digest {
+		t.Errorf("digest %s, want %s", got, digest)
+	}
+}
+
+// TestResumeIsBitEqual compares an unbroken run with one that was saved and
+// resumed by another process.
+func TestResumeIsBitEqual(t *testing.T) {
+	ctx := context.Background()
+	b := newBench(t)
+	b.begin(t, b.Trainer, nil)
+	b.train(t, b.Trainer, 1, 3)
+	dir := filepath.Join(b.dir, "checkpoint")
+	pending, err := b.Save(ctx, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := b.train(t, b.Trainer, 4, 6) // goes on while the checkpoint is written
+	saved, err := pending.Wait(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if saved.Step != 3 || saved.Policy != "policy" || saved.Digest != digestOf(t, filepath.Join(dir, saved.Policy)) {
+		t.Errorf("saved %+v", saved)
+	}
+	digest := b.publish(t, b.Trainer, 6).Policy.Digest
+
+	other := b.open(t)
+	b.begin(t, other, func(s *trainer.Stage) { s.Resume, s.Step, s.Model, s.Incarnation = dir, 3, "", 2 })
+	if got := b.train(t, other, 4, 6); !slices.Equal(got, want) {
+		t.Errorf("reports differ:\n%+v\n%+v", got, want)
+	}
+	offer, err := other.Publish(ctx, rollout.Policy{Incarnation: 2, Version: 6})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if offer.Policy.Digest != digest {
+		t.Errorf("digest %s after resuming, %s unbroken", offer.Policy.Digest, digest)
+	}
+	stage := b.stage()
+	stage.Resume, stage.Step, stage.Incarnation = dir, 4, 2
+	if err := other.Begin(ctx, stage); err == nil || !strings.Contains(err.Error(), "stands at step 3, want 4") {
+		t.Errorf("resume at the wrong step: %v", err)
+	}
+}
+
+// TestPublishKeepsTwo checks path, digest and clean-up of published policies.
+func TestPublishKeepsTwo(t *testing.T) {
+	b := newBench(t)
+	b.begin(t, b.Trainer, nil)
+	var offers []rollout.Offer
+	for version := range 4 {
+		if version > 0 {
+			b.train(t, b.Trainer, version, version)
+		}
+		offer := b.publish(t, b.Trainer, version)
+		if offer.Transport != rollout.ByDirectory || !filepath.IsAbs(offer.Path) || offer.Policy.Version != version {
+			t.Errorf("offer %+v", offer)
+		}
+		if got := digestOf(t, offer.Path); got != offer.Policy.Digest {
+			t.Errorf("version %d: directory has digest %s, offer says %s", version, got, offer.Policy.Digest)
+		}
+		offers = append(offers, offer)
+	}
+	if offers[0].Policy.Digest == offers[1].Policy.Digest {
+		t.Error("a step did not change the weights")
+	}
+	restarted := b.open(t)
+	b.begin(t, restarted, nil)
+	offers = append(offers, b.publish(t, restarted, 9))
+	for i, offer := range offers {
+		_, err := os.Stat(offer.Path)
+		if kept := err == nil; kept != (i >= len(offers)-2) {
+			t.Errorf("offer %d of %d: there is %v", i, len(offers), kept)
+		}
+	}
+	config, err := os.ReadFile(filepath.Join(offers[4].Path, "config.json"))
+	if err != nil || !strings.Contains(string(config), `"torch_dtype": "float32"`) {
+		t.Errorf("config.json of a published policy: %v\n%s", err, config)
+	}
+}
+
+// TestFrozenPartsStay checks that frozen tensors keep their bits and the others
+// do not.
+func TestFrozenPartsStay(t *testing.T) {
+	for _, frozen := range []trainer.ModelPart{trainer.Vision, trainer.Projector, trainer.Language} {
+		b := newBench(t)
+		b.begin(t, b.Trainer, func(s *trainer.Stage) { s.Frozen = []trainer.ModelPart{frozen} })
+		before := slices.Clone(b.Trainer.stage.values)
+		b.train(t, b.Trainer, 1, 2)
+		for i, block := range b.Trainer.stage.weights.blocks {
+			same := slices.Equal(b.Trainer.stage.weights.of(before, block), b.Trainer.stage.weights.of(b.Trainer.stage.values, block))
+			if same == b.Trainer.stage.train[i] {
+				t.Errorf("%s frozen: %s unchanged %v", frozen, block.name, same)
+			}
+		}
+	}
+}
+
+// TestRefusals lists what the backend does not take, and the errors that
+// callers decide by.
+func TestRefusals(t *testing.T) {
+	ctx := context.Background()
+	b := newBench(t)
+	if err := b.Load(ctx, b.batch(1)); !errors.Is(err, ErrNotBegun) {
+		t.Errorf("load before begin: %v", err)
+	}
+	b.begin(t, b.Trainer, func(s *trainer.Stage) { s.Incarnation = 5 })
+	var stale *IncarnationError
+	if err := b.Begin(ctx, b.stage()); !errors.As(err, &stale) || stale.Have != 5 || stale.Got != 1 {
+		t.Errorf("begin of a lower incarnation: %v", err)
+	}
+	if _, err := b.Publish(ctx, rollout.Policy{Incarnation: 4}); !errors.As(err, &stale) {
+		t.Errorf("publish of a lower incarnation: %v", err)
+	}
+	var order *trainer.StepOrderError
+	if err := b.Load(ctx, b.batch(2)); !errors.As(err, &order) || order.Have != 0 {
+		t.Errorf("load of step 2 first: %v", err)
+	}
+	for name, spoil := range map[string]func(g *trainer.Group){
+		"vocabulary has":       func(g *trainer.Group) { g.Traces[0].Tokens = []int32{4000} },
+		"negative":             func(g *trainer.Group) { g.Prompt[0] = -1 },
+		"tokens at position":   func(g *trainer.Group) { g.Prompt = append(g.Prompt[:len(g.Prompt)-5:len(g.Prompt)-5], 5) },
+		"no such file":         func(g *trainer.Group) { g.Images = []rollout.Image{{Digest: "0000"}} },
+		"mask of 1":            func(g *trainer.Group) { g.Traces[1].Tokens, g.Traces[1].Mask = []int32{3, 4}, []bool{true} },
+		"the model takes":      func(g *trainer.Group) { g.Traces[0].Tokens = make([]int32, 600) },
+		"rollout log-probabil": func(g *trainer.Group) { g.Traces[0].RolloutLogprobs = make([]float32, 99) },
+	} {
+		batch := b.batch(1)
+		spoil(&batch.Groups[1])
+		var refused *trainer.GroupError
+		err := b.Load(ctx, batch)
+		if !errors.As(err, &refused) || refused.Group != "b" || (name != "negative" && !strings.Contains(err.Error(), name)) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	batch := b.batch(1)
+	batch.Plan = trainer.Plan{Ranks: 1, MicroBatches: 1, Parts: []trainer.Part{{Group: 0, From: 0, To: 2}}}
+	if err := b.Load(ctx, batch); err == nil || !strings.Contains(err.Error(), "1 of 3 traces of group 0") {
+		t.Errorf("plan with a gap: %v", err)
+	}
+	b.train(t, b.Trainer, 1, 1)
+	if _, err := b.Step(ctx, 1, trainer.Advantages{}); !errors.As(err, &order) || order.Have != 1 || order.Got != 1 {
+		t.Errorf("step 1 again: %v", err)
+	}
+	if _, err := b.Step(ctx, 2, trainer.Advantages{}); err == nil {
+		t.Error("step without a batch: no error")
+	}
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := b.Save(ctx, t.TempDir()); !errors.Is(err, ErrClosed) {
+		t.Errorf("save after close: %v", err)
+	}
+}
+
+// TestBadStepLeavesTheWeights checks that a step that is not finite counts as
+// done and changes nothing.
+func TestBadStepLeavesTheWeights(t *testing.T) {
+	ctx := context.Background()
+	b := newBench(t)
+	b.begin(t, b.Trainer, nil)
+	before := b.publish(t, b.Trainer, 0).Policy.Digest
+	batch := b.batch(1)
+	if err := b.Load(ctx, batch); err != nil {
+		t.Fatal(err)
+	}
+	a := b.advantages(batch)
+	a.Values[2][1][0] = float32(math.NaN())
+	_, err := b.Step(ctx, 1, a)
+	var bad *trainer.BadStepError
+	if !errors.As(err, &bad) || bad.Step != 1 || !slices.Equal(bad.Groups, []string{"c"}) {
+		t.Fatalf("step with NaN: %v", err)
+	}
+	if got := b.publish(t, b.Trainer, 0).Policy.Digest; got != before {
+		t.Error("a refused step changed the weights")
+	}
+	b.train(t, b.Trainer, 2, 2)
+}
+
+// TestReferenceIsChecked refuses a reference with another digest and takes the
+// right one.
+func TestReferenceIsChecked(t *testing.T) {
+	ctx := context.Background()
+	b := newBench(t)
+	stage := b.stage()
+	stage.Reference = &trainer.Reference{Path: stage.Model, Digest: strings.Repeat("0", 64)}
+	if err := b.Begin(ctx, stage); err == nil || !strings.Contains(err.Error(), "reference") {
+		t.Errorf("wrong digest: %v", err)
+	}
+	stage.Reference.Digest = digestOf(t, stage.Model)
+	if err := b.Begin(ctx, stage); err != nil {
+		t.Fatal(err)
+	}
+	batch := b.batch(1)
+	if err := b.Load(ctx, batch); err != nil {
+		t.Fatal(err)
+	}
+	scores, err := b.Score(ctx, 1, trainer.ScoreOptions{Temperature: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for q := range scores.Old {
+		for i := range scores.Old[q] {
+			if !slices.Equal(scores.Old[q][i], scores.Reference[q][i]) {
+				t.Errorf("group %d trace %d: old and reference differ under the same weights", q, i)
+			}
+		}
+	}
+	a := b.advantages(batch)
+	a.Options.KL = trainer.KL{Kind: trainer.K3, Coef: 0.1}
+	report, err := b.Step(ctx, 1, a)
+	if err != nil || report.KLReference != 0 {
+		t.Errorf("KL to itself is %v (%v)", report.KLReference, err)
+	}
+}
+
+// TestPartsOfAPlan checks that cutting groups does not change the update beyond
+// rounding.
+func TestPartsOfAPlan(t *testing.T) {
+	ctx := context.Background()
+	norms := map[string]float64{}
+	for name, parts := range map[string][]trainer.Part{"whole": nil, "cut": {
+		{Group: 0, To: 3}, {Group: 1, To: 1}, {Group: 1, From: 1, To: 3}, {MicroBatch: 1, Group: 2, To: 3}, {MicroBatch: 1, Group: 3, To: 3}, {MicroBatch: 1, Group: 4, To: 2}, {MicroBatch: 1, Group: 4, From: 2, To: 3}}} {
+		b := newBench(t)
+		b.begin(t, b.Trainer, nil)
+		batch := b.batch(1)
+		batch.Plan = trainer.Plan{Ranks: 1, MicroBatches: 2, Parts: parts}
+		if err := b.Load(ctx, batch); err != nil {
+			t.Fatal(err)
+		}
+		report, err := b.Step(ctx, 1, b.advantages(batch))
+		if err != nil {
+			t.Fatal(err)
+		}
+		norms[name] = report.GradNorm
+	}
+	if d := math.Abs(norms["whole"]/norms["cut"] - 1); d > 1e-4 {
+		t.Errorf("gradient norms %v differ by %v", norms, d)
+	}
+}
+
+// TestOptionsReportEverything checks defaults and validation.
+func TestOptionsReportEverything(t *testing.T) {
+	_, err := New(Options{Lanes: -1, ChunkRows: -1, MaxPixels: -1})
+	for _, word := range []string{"WorkDir", "Lanes", "ChunkRows", "MaxPixels"} {
+		if err == nil || !strings.Contains(err.Error(), word) {
+			t.Errorf("%s is not reported: %v", word, err)
+		}
+	}
+}
