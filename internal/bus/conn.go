@@ -37,6 +37,11 @@ type Conn struct {
 	nats *nats.Conn
 	js   jetstream.JetStream
 
+	// parts is held while a value is published in parts. Values that are written
+	// at once could fill a stream with parts of which none is complete, and then
+	// nothing could ever be read and purged.
+	parts chan struct{}
+
 	mu     sync.Mutex
 	denied error // the last permission violation
 }
@@ -51,7 +56,7 @@ func Dial(ctx context.Context, options DialOptions) (*Conn, error) {
 func connect(ctx context.Context, local nats.InProcessConnProvider, options DialOptions) (*Conn, error) {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
-	c := &Conn{}
+	c := &Conn{parts: make(chan struct{}, 1)}
 	settings := []nats.Option{
 		nats.Name(options.Name),
 		nats.MaxReconnects(-1), nats.ReconnectWait(200 * time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),

@@ -67,8 +67,15 @@ func parseManifest(data []byte) (Manifest, error) {
 	return m, nil
 }
 
-// putParts publishes the parts of m below subject and returns the manifest.
+// putParts publishes the parts of m below subject and returns the manifest. A
+// connection writes one such value at a time.
 func (c *Conn) putParts(ctx context.Context, subject string, m Message) (Message, error) {
+	select {
+	case c.parts <- struct{}{}:
+		defer func() { <-c.parts }()
+	case <-ctx.Done():
+		return Message{}, fmt.Errorf("%w: waiting to publish %s: %w", ErrTimeout, subject, context.Cause(ctx))
+	}
 	manifest := Manifest{Version: manifestVersion, Bytes: len(m.Data), CRC: checksum(m.Data)}
 	nonce := nuid.Next()
 	for i, rest := 0, m.Data; len(rest) > 0; i++ {

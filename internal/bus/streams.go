@@ -20,7 +20,9 @@ var streams = map[Kind]string{
 }
 
 // Limits size the streams. Each refuses new messages when it is full (the
-// publisher waits); EVENTS forgets the oldest instead.
+// publisher waits); EVENTS forgets the oldest instead. Traces must hold all
+// groups of a step and one more for every worker: less, and a step could wait
+// for room that only its own end would make.
 type Limits struct {
 	// Jobs, Traces, Train and Scores are bytes. Defaults: 256 MiB, 4 GiB, 4 GiB,
 	// 2 GiB.

@@ -26,7 +26,8 @@ type FleetOptions struct {
 	// AdoptTimeout bounds an Adopt whose context has no deadline. Default 2 min.
 	AdoptTimeout time.Duration
 	// Silence is how long a worker may not be heard of before it counts as
-	// dead. Default 2 s; workers report every 0.5 s.
+	// dead for Adopt. Default 5 s; workers report every 0.5 s. (The jobs of a
+	// dead worker go elsewhere after bus.AckWait, whatever this says.)
 	Silence time.Duration
 	// Log is told what is ignored and who comes and goes. Default: discards.
 	Log *slog.Logger
@@ -50,7 +51,7 @@ func (o FleetOptions) withDefaults() (FleetOptions, error) {
 	}
 	setDefault(&o.MinWorkers, 1)
 	setDefault(&o.AdoptTimeout, 2*time.Minute)
-	setDefault(&o.Silence, 2*time.Second)
+	setDefault(&o.Silence, 5*time.Second)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}

@@ -2,10 +2,13 @@ package remote_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 
 	"github.com/uadt-train/uadt-train/internal/bus"
 	"github.com/uadt-train/uadt-train/rollout"
@@ -20,6 +23,23 @@ func patient(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
 	return ctx
+}
+
+// noLeaks checks, after everything that the test registers later, that no
+// goroutine is left.
+func noLeaks(t *testing.T) {
+	before := goleak.IgnoreCurrent()
+	t.Cleanup(func() { goleak.VerifyNone(t, before) })
+}
+
+// jobMessage renders a job as the coordinator does.
+func jobMessage(t *testing.T, j rollout.Job) bus.Message {
+	t.Helper()
+	data, err := json.Marshal(map[string]any{"version": 1, "job": j})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bus.Message{Schema: remote.SchemaJob, Data: data}
 }
 
 // ring is a bus with a coordinator's fleet and any number of workers.
@@ -39,6 +59,8 @@ func (w testWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+func testLog(t testing.TB) *slog.Logger { return slog.New(slog.NewTextHandler(testWriter{t}, nil)) }
+
 // newRing starts a bus and the fleet of incarnation 1.
 func newRing(t testing.TB) *ring {
 	t.Helper()
@@ -47,7 +69,7 @@ func newRing(t testing.TB) *ring {
 		t.Fatal(err)
 	}
 	t.Cleanup(server.Close)
-	r := &ring{t: t, server: server, scope: bus.Scope{Run: "run", Incarnation: 1}, log: slog.New(slog.NewTextHandler(testWriter{t}, nil))}
+	r := &ring{t: t, server: server, scope: bus.Scope{Run: "run", Incarnation: 1}, log: testLog(t)}
 	r.conn = r.connect("coordinator")
 	if err := r.conn.Setup(patient(t), r.scope.Run, bus.Limits{}); err != nil {
 		t.Fatal(err)
@@ -82,7 +104,6 @@ func (r *ring) coordinator(e uint64) *remote.Fleet {
 // running is a worker in a test.
 type running struct {
 	conn       *bus.Conn
-	inner      rollout.Fleet
 	soft, hard context.CancelFunc
 	done       chan error
 }
@@ -99,16 +120,21 @@ func (r *ring) work(id string, inner rollout.Fleet, servers ...string) *running 
 	if len(servers) == 0 {
 		servers = []string{"server-of-" + id}
 	}
-	conn := r.connect(id)
-	worker, err := remote.NewWorker(remote.WorkerOptions{
-		Conn: conn, Run: "run", ID: id, Fleet: inner, Servers: servers, LeaseTTL: time.Second, Log: r.log.With("worker", id),
-	})
+	return r.workWith(remote.WorkerOptions{ID: id, Fleet: inner, Servers: servers})
+}
+
+// workWith starts a worker with options of its own.
+func (r *ring) workWith(options remote.WorkerOptions) *running {
+	r.t.Helper()
+	conn := r.connect(options.ID)
+	options.Conn, options.Run, options.Log = conn, "run", r.log.With("worker", options.ID)
+	worker, err := remote.NewWorker(options)
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	soft, stop := context.WithCancel(context.Background())
 	hard, kill := context.WithCancel(context.Background())
-	w := &running{conn: conn, inner: inner, soft: stop, hard: kill, done: make(chan error, 1)}
+	w := &running{conn: conn, soft: stop, hard: kill, done: make(chan error, 1)}
 	go func() { w.done <- worker.Run(soft, hard) }()
 	r.t.Cleanup(func() {
 		stop()

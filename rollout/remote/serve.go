@@ -23,17 +23,33 @@ func (w *Worker) serve(soft, hard context.Context, kill context.CancelCauseFunc)
 			}
 			return
 		}
-		w.count(1)
+		if !w.begin(task.Key) {
+			// It came back because it makes no progress here: let another worker,
+			// if there is one, have it.
+			w.settle(task, "return", task.Return(giveBack))
+			continue
+		}
 		w.handle(hard, task)
-		w.count(-1)
+		w.end(task.Key)
 	}
 }
 
-// count changes the number of jobs in hand.
-func (w *Worker) count(by int) {
+// begin enters a task among those in hand, unless it is there already.
+func (w *Worker) begin(key string) bool {
 	w.mu.Lock()
-	w.running += by
-	w.mu.Unlock()
+	defer w.mu.Unlock()
+	if w.inHand[key] {
+		return false
+	}
+	w.inHand[key] = true
+	return true
+}
+
+// end takes a task out of those in hand.
+func (w *Worker) end(key string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.inHand, key)
 }
 
 // ready waits until the servers hold what was offered last: a worker without

@@ -35,8 +35,8 @@ type Worker struct {
 
 	mu      sync.Mutex
 	state   workerView
-	changed chan struct{} // closed and replaced when state changes
-	running int
+	changed chan struct{}         // closed and replaced when state changes
+	inHand  map[string]bool       // keys of the tasks that are being handled
 	failed  map[rollout.JobID]int // failures of the fleet, by job
 }
 
@@ -59,7 +59,7 @@ func NewWorker(options WorkerOptions) (*Worker, error) {
 	}
 	return &Worker{
 		options: options, jobs: options.Conn.Queue(bus.Scope{Run: options.Run}), values: options.Conn.Values(options.Run),
-		changed: make(chan struct{}), failed: map[rollout.JobID]int{},
+		changed: make(chan struct{}), inHand: map[string]bool{}, failed: map[rollout.JobID]int{},
 	}, nil
 }
 
@@ -317,7 +317,7 @@ func (w *Worker) report(ctx context.Context, s workerView, stopping bool) {
 	report.Version, report.Worker, report.Time = controlVersion, w.options.ID, time.Now().UTC()
 	report.Servers, report.Stopping = w.options.Servers, stopping
 	w.mu.Lock()
-	report.Running = w.running
+	report.Running = len(w.inHand)
 	w.mu.Unlock()
 	message, err := encodeControl(SchemaReport, report)
 	if err == nil {
