@@ -114,8 +114,9 @@ func (o Options) validate() error {
 	return errors.Join(errs...)
 }
 
-// Init writes the model directory dir, whole or not at all, and returns the
-// digest of its weights. The same options give the same bytes. The vocabulary
+// Init writes the model directory dir and returns the digest of its weights. A
+// directory that does not exist appears whole or not at all; into an empty one
+// the weights are written last. The same options give the same bytes. The vocabulary
 // may come out smaller than Options.Vocab when the corpus has no more to learn.
 // dir must not exist yet or be an empty directory.
 func Init(dir string, o Options) (digest string, err error) {
