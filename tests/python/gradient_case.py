@@ -84,12 +84,14 @@ def shapes(c: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return out
 
 
-def write_checkpoint(path: Path, tie: bool, seed: int, near: Path | None = None) -> None:
+def write_checkpoint(
+    path: Path, tie: bool, seed: int, near: Path | None = None, sizes: dict[str, Any] | None = None
+) -> None:
     """Write a random checkpoint, or one whose weights are those of `near` plus a little noise."""
     from safetensors.torch import load_file
 
     path.mkdir(parents=True)
-    c = config(tie)
+    c = sizes or config(tie)
     g = torch.Generator().manual_seed(seed)
     base = load_file(near / "model.safetensors") if near else {}
     weights: dict[str, torch.Tensor] = {}

@@ -166,19 +166,20 @@ func (f *flattener) flatten(ctx context.Context, b *trainer.Batch, limit, lanes 
 	}
 	count := (total + limit - 1) / limit
 	count = (count + lanes - 1) / lanes * lanes
-	chunks := make([]*chunk, count)
-	for i := range chunks {
-		chunks[i] = &chunk{}
-	}
-	at := 0
-	builders := make([]*chunkBuilder, count)
-	for _, p := range pieces {
-		i := min((2*at+p.rows)*count/(2*total), count-1) // where the middle of the piece falls
-		if builders[i] == nil {
-			builders[i] = &chunkBuilder{f: f, c: chunks[i], first: map[*picture]int32{}}
-		}
-		builders[i].add(prompts[p.group], p)
+	chunks, at := make([]*chunk, count), 0
+	pieceOf, rows := make([]int, len(pieces)), make([]int, count)
+	for k, p := range pieces {
+		pieceOf[k] = min((2*at+p.rows)*count/(2*total), count-1) // where the middle of the piece falls
+		rows[pieceOf[k]] += p.rows
 		at += p.rows
+	}
+	builders := make([]*chunkBuilder, count)
+	for i := range chunks {
+		chunks[i] = newChunk(rows[i], len(f.axis))
+		builders[i] = &chunkBuilder{f: f, c: chunks[i], first: map[*picture]int32{}}
+	}
+	for k, p := range pieces {
+		builders[pieceOf[k]].add(prompts[p.group], p)
 	}
 	return chunks, nil
 }

@@ -9,6 +9,13 @@ type chunkBuilder struct {
 	first map[*picture]int32 // feature row at which an image begins; an image is encoded once per chunk
 }
 
+// newChunk makes a chunk with room for rows token rows of so many rotary
+// frequencies.
+func newChunk(rows, frequencies int) *chunk {
+	return &chunk{tokens: make([]int32, 0, rows), feature: make([]int32, 0, rows), head: make([]int32, 0, rows),
+		cos: make([]float32, 0, rows*frequencies), sin: make([]float32, 0, rows*frequencies)}
+}
+
 // add appends a prompt and some of its traces.
 func (b *chunkBuilder) add(p *prompt, at piece) {
 	c := b.c
@@ -51,12 +58,9 @@ func (b *chunkBuilder) row(id, feature int32, p qwenvl.Position) {
 	c := b.c
 	c.tokens = append(c.tokens, id)
 	c.feature = append(c.feature, feature)
-	at := len(c.cos)
-	c.cos = append(c.cos, make([]float32, len(b.f.axis))...)
-	c.sin = append(c.sin, make([]float32, len(b.f.axis))...)
 	for i, axis := range b.f.axis {
 		cos, sin := b.f.text.at(p[axis])
-		c.cos[at+i], c.sin[at+i] = cos[i], sin[i]
+		c.cos, c.sin = append(c.cos, cos[i]), append(c.sin, sin[i])
 	}
 }
 

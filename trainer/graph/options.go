@@ -21,7 +21,7 @@ type Options struct {
 	// order in which gradients are added, so a run keeps its number: other
 	// numbers give other last bits.
 	Lanes int
-	// ChunkRows is about how many token rows a graph run holds; default 1024.
+	// ChunkRows is about how many token rows a graph run holds; default 512.
 	// Memory grows with it. As with Lanes, another number gives other last bits.
 	ChunkRows int
 	// ImageCacheBytes bounds the preprocessed images that are kept between
@@ -44,7 +44,7 @@ func (o Options) prepare() (Options, error) {
 		}
 	}
 	count("Lanes", &o.Lanes, 2, 256)
-	count("ChunkRows", &o.ChunkRows, 1024, 1<<20)
+	count("ChunkRows", &o.ChunkRows, 512, 1<<20)
 	count("ImageCacheBytes", &o.ImageCacheBytes, 64<<20, 1<<40)
 	if o.MaxPixels < 0 {
 		errs = append(errs, fmt.Errorf("MaxPixels is %d, want at least 0", o.MaxPixels))
