@@ -54,7 +54,7 @@ func formats() []format {
 	return []format{
 		{"JPEG", prefix("\xff\xd8\xff"),
 			func(d []byte) (image.Config, error) { return jpeg.DecodeConfig(bytes.NewReader(d)) },
-			func(d []byte) (image.Image, error) { return jpeg.Decode(bytes.NewReader(d)) }, jpegExif},
+			decodeJPEG, jpegExif},
 		{"PNG", prefix("\x89PNG\r\n\x1a\n"),
 			func(d []byte) (image.Config, error) { return png.DecodeConfig(bytes.NewReader(d)) },
 			func(d []byte) (image.Image, error) { return png.Decode(bytes.NewReader(d)) }, pngExif},

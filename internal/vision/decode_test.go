@@ -247,6 +247,7 @@ func FuzzDecode(f *testing.F) {
 		f.Add(encoded(f, pattern(9, 6), format))
 	}
 	f.Add(webpFile)
+	f.Add(progressive(f))
 	f.Add(pngWithExif(encoded(f, pattern(3, 2), "png"), exif(6, binary.BigEndian)))
 	f.Add(jpegWithExif(encoded(f, pattern(3, 2), "jpeg"), exif(8, binary.LittleEndian)))
 	f.Add(pngHeader(4, 4))
