@@ -135,7 +135,7 @@ func TestBrokenJPEGs(t *testing.T) {
 		want string
 	}{
 		"Huffman tables missing": {without(base, 0xc4), "Huffman table is missing"},
-		"two frames":             {slices.Insert(slices.Clone(base), frameAt, base[frameAt:frameAt+frameLength]...), "two frames"},
+		"two frames":             {slices.Insert(slices.Clone(base), frameAt, base[frameAt:frameAt+frameLength]...), "multiple SOF"},
 		"too many codes":         {patch(t, base, "\xff\xc4\x01\xa2\x00\x00\x01", "\xff\xc4\x01\xa2\x00\x03\x01"), "more codes than fit"},
 		"restart marker missing": {patch(t, full, "\xff\xd0", "\xff\xd3"), "no restart marker 0"},
 		"scan of nothing":        {patch(t, base, "\xff\xda\x00\x0c\x03\x01", "\xff\xda\x00\x0c\x03\x09"), "component 9"},
