@@ -26,7 +26,7 @@ func (o Options) Question(split string, index int) (Item, error) {
 }
 
 // CaptionPair makes pair index of the caption split.
-func (o Options) CaptionPair(index int) (Scene, string) {
+func (o Options) CaptionPair(index int) Caption {
 	return drawCaption(stream(o.Seed, SplitCaptions, index), camera(SplitCaptions))
 }
 
@@ -72,12 +72,12 @@ func Corpus(o Options) ([]string, error) {
 	const items = 400
 	for i := range items {
 		r := stream(o.Seed, "corpus-captions", i)
-		_, caption := drawCaption(r, Clinic)
+		caption := drawCaption(r, Clinic)
 		item, err := o.Question("corpus", i)
 		if err != nil {
 			return nil, err
 		}
-		texts = append(texts, caption, item.Question,
+		texts = append(texts, caption.Instruction, caption.Text, item.Question,
 			dataset.Response(item.Short, item.Answer), dataset.Response(item.Long, item.Answer))
 	}
 	return texts, nil

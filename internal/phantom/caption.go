@@ -5,30 +5,51 @@ import (
 	"strings"
 )
 
-// drawCaption draws a scene and describes it for stage 1: the scan, then one
-// conclusion from it. A caption never concludes without scanning, so that
-// stage 1 teaches no answer at a glance.
-func drawCaption(r *rand.Rand, camera Camera) (Scene, string) {
-	s := drawScene(r, r.IntN(5), camera)
-	tails := captionTails(s)
-	return s, s.Scan() + ": " + tails[r.IntN(len(tails))]
+// Caption is a pair of stage 1: what the policy is asked to describe and the
+// description. The scan always comes first, so that stage 1 teaches no
+// conclusion at a glance.
+type Caption struct {
+	Scene       Scene
+	Instruction string
+	Text        string
 }
 
-// captionTails lists the conclusions that hold for s; there is at least one.
-func captionTails(s Scene) []string {
-	tails := []string{evidence(s) + s.Diagnosis()}
+// The instructions of caption pairs. Each but the first asks for one
+// conclusion after the scan.
+const (
+	describe  = "Describe the image."
+	withCount = "Describe the image and count the quadrants."
+	withMain  = "Describe the image and name the main lesion."
+	withList  = "Describe the image and list the lesions."
+	withGrade = "Describe the image and give the diagnosis."
+)
+
+// drawCaption draws a scene, one of the instructions that it can answer, and
+// the text.
+func drawCaption(r *rand.Rand, camera Camera) Caption {
+	s := drawScene(r, r.IntN(5), camera)
+	choices := []Caption{
+		{Instruction: describe},
+		{Instruction: withGrade, Text: ": " + evidence(s) + s.Diagnosis()},
+	}
 	if n := s.Affected(); n > 0 {
-		tails = append(tails, countPhrase(n))
+		choices = append(choices,
+			Caption{Instruction: withCount, Text: ": " + countPhrase(n)},
+			Caption{Instruction: withList, Text: ": " + listing(s)})
 	}
 	if most, ok := s.Most(); ok {
-		tails = append(tails, "mostly "+most.String())
+		choices = append(choices, Caption{Instruction: withMain, Text: ": mostly " + most.String()})
 	}
-	if present := s.Present(); len(present) > 0 {
-		words := make([]string, len(present))
-		for i, l := range present {
-			words[i] = l.String()
-		}
-		tails = append(tails, strings.Join(words, ", "))
+	c := choices[r.IntN(len(choices))]
+	c.Scene, c.Text = s, s.Scan()+c.Text
+	return c
+}
+
+// listing names the lesions shown, in option order, comma-separated.
+func listing(s Scene) string {
+	var words []string
+	for _, l := range s.Present() {
+		words = append(words, l.String())
 	}
-	return tails
+	return strings.Join(words, ", ")
 }

@@ -102,13 +102,12 @@ func drawWhich(r *rand.Rand, camera Camera) (Item, error) {
 	if !ok {
 		return Item{}, errDraw("which")
 	}
-	var words, letters []string
+	var letters []string
 	for _, l := range s.Present() {
-		words = append(words, l.String())
 		letters = append(letters, letter(int(l-Microaneurysms)))
 	}
 	return basic(s, "Which lesions are there? "+lesionOptions,
-		strings.Join(words, ", "), strings.Join(letters, ",")), nil
+		listing(s), strings.Join(letters, ",")), nil
 }
 
 func drawMore(r *rand.Rand, camera Camera) (Item, error) {

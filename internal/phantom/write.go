@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 
 	"github.com/uadt-train/uadt-train/internal/dataset"
+	"github.com/uadt-train/uadt-train/rollout"
 )
 
 // Summary says what Write has written.
@@ -88,13 +89,16 @@ func (w *writer) split(ctx context.Context, split string, n int) error {
 
 func (w *writer) make(split string, index int) (dataset.Record, error) {
 	if split == SplitCaptions {
-		scene, caption := w.options.CaptionPair(index)
-		image, err := w.image(split, scene)
+		pair := w.options.CaptionPair(index)
+		image, err := w.image(split, pair.Scene)
 		if err != nil {
 			return dataset.Record{}, err
 		}
-		return dataset.Record{ID: fmt.Sprintf("%s-%06d", split, index),
-			Image: dataset.Strings{image}, Caption: caption, Modality: "CFP"}, nil
+		return dataset.Record{
+			ID: fmt.Sprintf("%s-%06d", split, index), Image: dataset.Strings{image},
+			Conversations: []dataset.Turn{
+				{From: "human", Value: pair.Instruction}, {From: "gpt", Value: pair.Text}},
+			QuestionType: string(rollout.Caption), Modality: "CFP"}, nil
 	}
 	item, err := w.options.Question(split, index)
 	if err != nil {
