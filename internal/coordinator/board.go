@@ -88,6 +88,14 @@ func (b *board) stop(staleness, steps int) {
 	})
 }
 
+// over says whether a stop leaves the sampler nothing to do: every batch that
+// the last checkpoint builds upon is durable, and every evaluation before it
+// recorded. A stop that trains to the end of the stage changes nothing. Called
+// under the lock.
+func (b *board) over(steps int) bool {
+	return b.stopping && b.trainTo < steps && b.durable >= b.sampleTo && b.evaluated >= b.trainTo-1
+}
+
 // beginSampling says whether batch n is still to be sampled.
 func (b *board) beginSampling(n int) bool {
 	b.mu.Lock()

@@ -3,16 +3,13 @@ package coordinator
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"sort"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/uadt-train/uadt-train/internal/telemetry"
 	"github.com/uadt-train/uadt-train/reward"
@@ -335,10 +332,3 @@ func patient(t *testing.T) context.Context {
 	t.Cleanup(cancel)
 	return ctx
 }
-
-var errScripted = errors.New("scripted failure")
-
-// never is a time that no test reaches.
-const never = time.Hour
-
-var _ = fs.ErrNotExist

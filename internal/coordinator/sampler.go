@@ -33,7 +33,7 @@ func (r *ring) sampler(ctx context.Context) error {
 // behind it. It says false when the stage stops before v is needed.
 func (r *ring) enter(ctx context.Context, v int) (bool, error) {
 	b := r.board
-	over := func() bool { return b.stopping && b.trainTo < r.stage.Steps && b.durable >= b.sampleTo }
+	over := func() bool { return b.over(r.stage.Steps) }
 	err := b.wait(ctx, func() bool {
 		_, published := b.offers[v]
 		return published || over()

@@ -24,6 +24,7 @@ type supervised struct {
 	update   int
 	badSteps int
 	done     int
+	cursor   []byte // of the source, after the step done
 	lineAt   time.Time
 }
 
@@ -135,11 +136,14 @@ func (s *supervised) learner(ctx, stop context.Context) error {
 		if err := s.step(ctx, b); err != nil {
 			return fmt.Errorf("stage %s step %d: %w", s.stage.Name, b.step, err)
 		}
-		if global := s.at.offset + s.done; global%s.c.o.CheckpointEvery == 0 || s.done == s.stage.Steps || stop.Err() != nil {
-			if err := s.save(ctx, b.cursor); err != nil {
+		if global := s.at.offset + s.done; global%s.c.o.CheckpointEvery == 0 || s.done == s.stage.Steps {
+			if err := s.save(ctx); err != nil {
 				return err
 			}
 		}
+	}
+	if err := s.save(ctx); err != nil {
+		return err
 	}
 	return s.saver.wait(ctx)
 }
@@ -178,7 +182,7 @@ func (s *supervised) step(ctx context.Context, b records) error {
 	default:
 		return err
 	}
-	s.update, s.done = u.number, b.step
+	s.update, s.done, s.cursor = u.number, b.step, b.cursor
 	now := o.Parts.Now()
 	if err := s.record(ctx, b, u, packed.Sub(started), now.Sub(packed)); err != nil {
 		return err
@@ -232,11 +236,14 @@ func (s *supervised) record(ctx context.Context, b records, u *update, pack, tra
 	return nil
 }
 
-// save takes a checkpoint of the step just done.
-func (s *supervised) save(ctx context.Context, cursor []byte) error {
+// save takes a checkpoint of the step just done, unless there is one.
+func (s *supervised) save(ctx context.Context) error {
+	if s.done == s.saver.at || s.done == s.at.step {
+		return nil
+	}
 	state := State{
 		Version: stateVersion, Seed: s.c.o.Seed, Step: s.at.offset + s.done, Stage: s.stage.Name, StageStep: s.done,
-		Update: s.update, BadSteps: s.badSteps, Cursor: cursor, Counts: s.start.counts, Shaper: s.start.shaper,
+		Update: s.update, BadSteps: s.badSteps, Cursor: s.cursor, Counts: s.start.counts, Shaper: s.start.shaper,
 	}
 	return s.saver.begin(ctx, request{step: s.done, state: state, pin: s.done == s.stage.Steps,
 		complete: func(context.Context, *State) error { return nil }})
