@@ -88,7 +88,9 @@ func (f *Fleet) judge(s *server, o observation, now time.Time) order {
 	restarted := s.looked && s.restarted(o.metrics)
 	advanced := !s.looked || !o.metrics.known || o.metrics.progress > s.progress
 	s.looked, s.lost = true, false
-	s.start, s.progress = o.metrics.start, o.metrics.progress
+	if o.metrics.known {
+		s.start, s.progress = o.metrics.start, o.metrics.progress
+	}
 	if advanced {
 		s.progressed = now
 	}
@@ -156,10 +158,7 @@ func (s *server) restarted(m metrics) bool {
 	if s.start != 0 && m.start != 0 {
 		return s.start != m.start
 	}
-	if m.progress < s.progress {
-		return true
-	}
-	return s.lost
+	return s.lost || m.known && m.progress < s.progress
 }
 
 func (s *server) serving() bool { return s.state == StateHealthy || s.state == StateSlow }
