@@ -9,15 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native import REPOSITORY, Native
+from native import CORPUS, REPOSITORY, Native
 from transformers import AutoProcessor, AutoTokenizer
-
-CORPUS = [
-    "How many drusen does the photograph show? A. one B. two C. three D. none",
-    "<think>I see three drusen in the upper left quadrant.</think><answer>C</answer>",
-    "<think>I see two exudates near the macula, so there are two.</think><answer>B</answer>",
-    "Which lesion is in the lower right quadrant? A. haemorrhage B. exudate C. microaneurysm",
-] * 8
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,14 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+# What the vocabularies of the tests are learnt from.
+CORPUS = [
+    "How many drusen does the photograph show? A. one B. two C. three D. none",
+    "<think>I see three drusen in the upper left quadrant.</think><answer>C</answer>",
+    "<think>I see two exudates near the macula, so there are two.</think><answer>B</answer>",
+    "Which lesion is in the lower right quadrant? A. haemorrhage B. exudate C. microaneurysm",
+] * 8
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 

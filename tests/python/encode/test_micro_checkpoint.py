@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CORPUS
-from native import Native
+from native import CORPUS, Native
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import Qwen2_5_VLForConditionalGeneration

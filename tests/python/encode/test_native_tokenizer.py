@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import CORPUS
-from native import Native
+from native import CORPUS, Native
 
 PIECES = [
     *" \t\n\r\v\f",
