@@ -41,8 +41,25 @@ func drawCaption(r *rand.Rand, camera Camera) Caption {
 		choices = append(choices, Caption{Instruction: withMain, Text: ": mostly " + most.String()})
 	}
 	c := choices[r.IntN(len(choices))]
-	c.Scene, c.Text = s, s.Scan()+c.Text
+	c.Scene, c.Text = s, s.Scan(r.IntN(4))+c.Text
+	c.Instruction = setting(r, s) + c.Instruction
 	return c
+}
+
+// setting is what stands before an instruction: nothing, a history, or a
+// glossary. It carries no answer. With it prompts differ in length and words,
+// so that the later stages, which ask other things, find a description that
+// does not hang on one prompt.
+func setting(r *rand.Rand, s Scene) string {
+	switch r.IntN(4) {
+	case 0:
+		return history(r, s.Diagnosis()) + " "
+	case 1:
+		return "Lesions: " + lesionOptions + ". "
+	case 2:
+		return "Quadrants: " + countOptions + ". "
+	}
+	return ""
 }
 
 // listing names the lesions shown, in option order, comma-separated.

@@ -28,7 +28,7 @@ const (
 	lesionOptions = "A. microaneurysms B. haemorrhages C. exudates D. drusen"
 	countOptions  = "A. one B. two C. three D. four"
 	truthOptions  = "A. True B. False"
-	glance        = "at a glance, "
+	glance        = "at a glance"
 )
 
 // uniform draws the number of affected quadrants from lo to hi.
@@ -63,11 +63,18 @@ func drawBasic(r *rand.Rand, kind rollout.Kind, camera Camera) (Item, error) {
 	return item, nil
 }
 
-// basic joins a scene, a question, the conclusion in words and the answer.
-func basic(s Scene, question, conclusion, answer string) Item {
+// asked is a scene, the question about it, the conclusion from a scan in
+// words, and the answer.
+type asked struct {
+	scene                        Scene
+	question, conclusion, answer string
+}
+
+// item makes the traces; the scan begins at a random quadrant.
+func (a asked) item(r *rand.Rand) Item {
 	return Item{
-		Scenes: []Scene{s}, Question: question, Answer: answer,
-		Short: glance + conclusion, Long: s.Scan() + ": " + conclusion,
+		Scenes: []Scene{a.scene}, Question: a.question, Answer: a.answer,
+		Short: glance, Long: a.scene.Scan(r.IntN(4)) + ": " + a.conclusion,
 	}
 }
 
@@ -77,8 +84,8 @@ func drawCount(r *rand.Rand, camera Camera) (Item, error) {
 		return Item{}, errDraw("count")
 	}
 	n := s.Affected()
-	return basic(s, "How many quadrants have lesions? "+countOptions,
-		countPhrase(n), letter(n-1)), nil
+	return asked{s, "How many quadrants have lesions? " + countOptions,
+		countPhrase(n), letter(n - 1)}.item(r), nil
 }
 
 func drawMost(r *rand.Rand, camera Camera) (Item, error) {
@@ -90,8 +97,8 @@ func drawMost(r *rand.Rand, camera Camera) (Item, error) {
 	if !ok {
 		return Item{}, errDraw("most")
 	}
-	return basic(s, "Which lesion is in most quadrants? "+lesionOptions,
-		"mostly "+want.String(), letter(int(want-Microaneurysms))), nil
+	return asked{s, "Which lesion is in most quadrants? " + lesionOptions,
+		"mostly " + want.String(), letter(int(want - Microaneurysms))}.item(r), nil
 }
 
 func drawWhich(r *rand.Rand, camera Camera) (Item, error) {
@@ -106,8 +113,8 @@ func drawWhich(r *rand.Rand, camera Camera) (Item, error) {
 	for _, l := range s.Present() {
 		letters = append(letters, letter(int(l-Microaneurysms)))
 	}
-	return basic(s, "Which lesions are there? "+lesionOptions,
-		listing(s), strings.Join(letters, ",")), nil
+	return asked{s, "Which lesions are there? " + lesionOptions,
+		listing(s), strings.Join(letters, ",")}.item(r), nil
 }
 
 func drawMore(r *rand.Rand, camera Camera) (Item, error) {
@@ -122,8 +129,8 @@ func drawMore(r *rand.Rand, camera Camera) (Item, error) {
 	if want {
 		answer = "A"
 	}
-	return basic(s, "Three or more quadrants have lesions. "+truthOptions,
-		countPhrase(s.Affected()), answer), nil
+	return asked{s, "Three or more quadrants have lesions. " + truthOptions,
+		countPhrase(s.Affected()), answer}.item(r), nil
 }
 
 // diagnoses in the order in which they are drawn, each as often.
@@ -134,7 +141,7 @@ func drawDiagnosis(r *rand.Rand, camera Camera) (Item, error) {
 	if !ok {
 		return Item{}, errDraw("diagnosis")
 	}
-	return basic(s, "What is the diagnosis?", evidence(s)+s.Diagnosis(), s.Diagnosis()), nil
+	return asked{s, "What is the diagnosis?", evidence(s) + s.Diagnosis(), s.Diagnosis()}.item(r), nil
 }
 
 // drawDiagnosed draws a scene with the given diagnosis.

@@ -25,7 +25,7 @@ func (l Lesion) String() string {
 // Quadrant is a quarter of the image as the viewer sees it.
 type Quadrant uint8
 
-// The quadrants in scanning order.
+// The quadrants, row by row.
 const (
 	UpperLeft Quadrant = iota
 	UpperRight
@@ -169,12 +169,18 @@ func (s Scene) disc() string {
 	return "disc normal"
 }
 
-// Scan is the quadrant-by-quadrant description: disc, then the quadrants in
-// scanning order, comma-separated.
-func (s Scene) Scan() string {
+// clockwise is the order in which a scan goes through the quadrants.
+var clockwise = [...]Quadrant{UpperLeft, UpperRight, LowerRight, LowerLeft}
+
+// Scan is the quadrant-by-quadrant description, comma-separated: the disc,
+// then the quadrants clockwise, beginning with clockwise[start%4]. Readers
+// begin anywhere; a policy learns a distribution over beginnings, which is
+// uncertainty that costs no accuracy.
+func (s Scene) Scan(start int) string {
 	parts := []string{s.disc()}
-	for q, f := range s.Quadrants {
-		parts = append(parts, Quadrant(q).String()+" "+f.Lesion.String())
+	for k := range clockwise {
+		q := clockwise[(start+k)%len(clockwise)]
+		parts = append(parts, q.String()+" "+s.Quadrants[q].Lesion.String())
 	}
 	return strings.Join(parts, ", ")
 }

@@ -48,7 +48,7 @@ func drawComplex(r *rand.Rand, kind rollout.Kind, camera Camera) (Item, error) {
 	return Item{
 		Scenes: scenes, Kind: kind, Level: rollout.Complex, Hard: true,
 		Question: history(r, worst(scenes)) + " " + question, Answer: answer,
-		Short: glance + conclusion, Long: scanAll(scenes) + ": " + conclusion,
+		Short: glance, Long: scanAll(r, scenes) + ": " + conclusion,
 	}, nil
 }
 
@@ -117,10 +117,10 @@ func imageOptions(n int) string {
 }
 
 // scanAll scans image after image.
-func scanAll(scenes []Scene) string {
+func scanAll(r *rand.Rand, scenes []Scene) string {
 	parts := make([]string, len(scenes))
 	for i, s := range scenes {
-		parts[i] = ordinals[i] + " " + s.Scan()
+		parts[i] = ordinals[i] + " " + s.Scan(r.IntN(4))
 	}
 	return strings.Join(parts, "; ")
 }
