@@ -30,10 +30,32 @@ func toRGB(src image.Image, format string) *Image {
 				m.put(y, x, v, v, v)
 			}
 		}
+	case *image.NRGBA:
+		m.fromQuads(s.Pix, s.Stride)
+	case *image.RGBA:
+		if !s.Opaque() {
+			m.fromAny(src) // colours multiplied by opacity
+			break
+		}
+		m.fromQuads(s.Pix, s.Stride)
 	default:
 		m.fromAny(src)
 	}
 	return m
+}
+
+// fromQuads reads rows of red, green, blue and opacity.
+func (m *Image) fromQuads(pix []byte, stride int) {
+	for y := range m.Height {
+		row := pix[y*stride:][:4*m.Width]
+		for x := range m.Width {
+			q := row[4*x:][:4]
+			m.put(y, x, q[0], q[1], q[2])
+			if q[3] != 255 {
+				m.onWhite(y, x, q[3])
+			}
+		}
+	}
 }
 
 func (m *Image) put(y, x int, r, g, b byte) {
