@@ -16,26 +16,46 @@ func colsOf(wide bool) int {
 	return maxCols / 2
 }
 
-// kernelAVX512 sets (or adds to) the 6 x 32 tile c the product of a, 6 x k, and
-// b, k x 32. Strides are in bytes: aRow and aCol between rows and columns of a,
-// bRow and cRow between rows of b and c, whose columns are adjacent.
+// strip is the argument of a kernel: the tiles of one panel, from the top.
+// Strides are in bytes. Every field is 8 bytes wide; the assembly counts on it.
+type strip struct {
+	k          int // inner steps, at least 1
+	a          *float32
+	aRow, aCol int
+	b          *float32
+	bRow       int
+	c          *float32
+	cRow       int
+	add        int // 0 sets c, 1 adds to it
+	tiles      int // at least 1; counted down
+	aOff, cOff int // bytes to the tile in progress
+}
+
+// kernelAVX512 computes tiles of 6 x 32: c = a*b or c += a*b.
 //
 //go:noescape
-func kernelAVX512(k int, a *float32, aRow, aCol int, b *float32, bRow int, c *float32, cRow int, add bool)
+func kernelAVX512(p *strip)
 
-// kernelAVX2 is kernelAVX512 for a 6 x 16 tile.
+// kernelAVX2 is kernelAVX512 for tiles of 6 x 16.
 //
 //go:noescape
-func kernelAVX2(k int, a *float32, aRow, aCol int, b *float32, bRow int, c *float32, cRow int, add bool)
+func kernelAVX2(p *strip)
 
-// kernel computes a full tile. The caller has checked all bounds.
+// kernel computes all rows of c, a multiple of tileRows, in kernelCols columns.
+// The caller has checked all bounds.
 func kernel(c, a, b View, add bool) {
-	switch {
-	case hasAVX512:
-		kernelAVX512(a.Cols, &a.Data[0], 4*a.Row, 4*a.Col, &b.Data[0], 4*b.Row, &c.Data[0], 4*c.Row, add)
-	case hasAVX2:
-		kernelAVX2(a.Cols, &a.Data[0], 4*a.Row, 4*a.Col, &b.Data[0], 4*b.Row, &c.Data[0], 4*c.Row, add)
-	default:
+	if !hasAVX2 && !hasAVX512 {
 		kernelGo(c, a, b, add)
+		return
+	}
+	p := strip{k: a.Cols, a: &a.Data[0], aRow: 4 * a.Row, aCol: 4 * a.Col, b: &b.Data[0], bRow: 4 * b.Row,
+		c: &c.Data[0], cRow: 4 * c.Row, tiles: c.Rows / tileRows}
+	if add {
+		p.add = 1
+	}
+	if hasAVX512 {
+		kernelAVX512(&p)
+	} else {
+		kernelAVX2(&p)
 	}
 }

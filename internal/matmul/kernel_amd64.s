@@ -1,22 +1,28 @@
 #include "textflag.h"
 
-// func kernelAVX512(k int, a *float32, aRow, aCol int, b *float32, bRow int, c *float32, cRow int, add bool)
-TEXT ·kernelAVX512(SB), NOSPLIT, $0-65
-	MOVQ k+0(FP), CX
-	MOVQ a+8(FP), SI
-	MOVQ aRow+16(FP), R8
-	MOVQ aCol+24(FP), R9
-	MOVQ b+32(FP), DI
-	MOVQ bRow+40(FP), R10
-	MOVQ c+48(FP), DX
-	MOVQ cRow+56(FP), R11
-	MOVBLZX add+64(FP), R12
+// The offsets from R13 are those of the fields of strip.
+
+// func kernelAVX512(p *strip)
+TEXT ·kernelAVX512(SB), NOSPLIT, $0-8
+	MOVQ p+0(FP), R13
+
+tile512:
+	MOVQ 0(R13), CX // k
+	MOVQ 8(R13), SI // a
+	MOVQ 16(R13), R8 // aRow
+	MOVQ 24(R13), R9 // aCol
+	MOVQ 32(R13), DI // b
+	MOVQ 40(R13), R10 // bRow
+	MOVQ 48(R13), DX // c
+	MOVQ 56(R13), R11 // cRow
+	ADDQ 80(R13), SI         // row 0 of a
+	ADDQ 88(R13), DX         // row 0 of c
 	LEAQ (R8)(R8*2), BX
 	ADDQ SI, BX              // row 3 of a
 	LEAQ (R11)(R11*2), AX
 	ADDQ DX, AX              // row 3 of c
-	TESTL R12, R12
-	JZ zero512
+	CMPQ 64(R13), $0
+	JE   zero512
 	VMOVUPS (DX), Z4
 	VMOVUPS 64(DX), Z5
 	VMOVUPS (DX)(R11*1), Z6
@@ -29,7 +35,7 @@ TEXT ·kernelAVX512(SB), NOSPLIT, $0-65
 	VMOVUPS 64(AX)(R11*1), Z13
 	VMOVUPS (AX)(R11*2), Z14
 	VMOVUPS 64(AX)(R11*2), Z15
-	JMP loop512
+	JMP  loop512
 
 zero512:
 	VPXORQ Z4, Z4, Z4
@@ -70,7 +76,7 @@ loop512:
 	ADDQ R9, BX
 	ADDQ R10, DI
 	DECQ CX
-	JNZ loop512
+	JNZ  loop512
 
 	VMOVUPS Z4, (DX)
 	VMOVUPS Z5, 64(DX)
@@ -84,26 +90,38 @@ loop512:
 	VMOVUPS Z13, 64(AX)(R11*1)
 	VMOVUPS Z14, (AX)(R11*2)
 	VMOVUPS Z15, 64(AX)(R11*2)
+	LEAQ (R8)(R8*2), BX
+	ADDQ BX, BX
+	ADDQ BX, 80(R13)         // 6 rows of a on
+	LEAQ (R11)(R11*2), AX
+	ADDQ AX, AX
+	ADDQ AX, 88(R13)         // 6 rows of c on
+	DECQ 72(R13)
+	JNZ  tile512
 	VZEROUPPER
 	RET
 
-// func kernelAVX2(k int, a *float32, aRow, aCol int, b *float32, bRow int, c *float32, cRow int, add bool)
-TEXT ·kernelAVX2(SB), NOSPLIT, $0-65
-	MOVQ k+0(FP), CX
-	MOVQ a+8(FP), SI
-	MOVQ aRow+16(FP), R8
-	MOVQ aCol+24(FP), R9
-	MOVQ b+32(FP), DI
-	MOVQ bRow+40(FP), R10
-	MOVQ c+48(FP), DX
-	MOVQ cRow+56(FP), R11
-	MOVBLZX add+64(FP), R12
+// func kernelAVX2(p *strip)
+TEXT ·kernelAVX2(SB), NOSPLIT, $0-8
+	MOVQ p+0(FP), R13
+
+tile2:
+	MOVQ 0(R13), CX // k
+	MOVQ 8(R13), SI // a
+	MOVQ 16(R13), R8 // aRow
+	MOVQ 24(R13), R9 // aCol
+	MOVQ 32(R13), DI // b
+	MOVQ 40(R13), R10 // bRow
+	MOVQ 48(R13), DX // c
+	MOVQ 56(R13), R11 // cRow
+	ADDQ 80(R13), SI         // row 0 of a
+	ADDQ 88(R13), DX         // row 0 of c
 	LEAQ (R8)(R8*2), BX
 	ADDQ SI, BX              // row 3 of a
 	LEAQ (R11)(R11*2), AX
 	ADDQ DX, AX              // row 3 of c
-	TESTL R12, R12
-	JZ zero2
+	CMPQ 64(R13), $0
+	JE   zero2
 	VMOVUPS (DX), Y4
 	VMOVUPS 32(DX), Y5
 	VMOVUPS (DX)(R11*1), Y6
@@ -116,7 +134,7 @@ TEXT ·kernelAVX2(SB), NOSPLIT, $0-65
 	VMOVUPS 32(AX)(R11*1), Y13
 	VMOVUPS (AX)(R11*2), Y14
 	VMOVUPS 32(AX)(R11*2), Y15
-	JMP loop2
+	JMP  loop2
 
 zero2:
 	VXORPS Y4, Y4, Y4
@@ -157,7 +175,7 @@ loop2:
 	ADDQ R9, BX
 	ADDQ R10, DI
 	DECQ CX
-	JNZ loop2
+	JNZ  loop2
 
 	VMOVUPS Y4, (DX)
 	VMOVUPS Y5, 32(DX)
@@ -171,5 +189,13 @@ loop2:
 	VMOVUPS Y13, 32(AX)(R11*1)
 	VMOVUPS Y14, (AX)(R11*2)
 	VMOVUPS Y15, 32(AX)(R11*2)
+	LEAQ (R8)(R8*2), BX
+	ADDQ BX, BX
+	ADDQ BX, 80(R13)         // 6 rows of a on
+	LEAQ (R11)(R11*2), AX
+	ADDQ AX, AX
+	ADDQ AX, 88(R13)         // 6 rows of c on
+	DECQ 72(R13)
+	JNZ  tile2
 	VZEROUPPER
 	RET

@@ -17,12 +17,20 @@ func TestKernelsAgree(t *testing.T) {
 		for _, add := range []bool{false, true} {
 			a, b, c := random(r, tileRows*k), random(r, k*maxCols), random(r, tileRows*maxCols)
 			narrow, loop := append([]float32(nil), c...), append([]float32(nil), c...)
-			for half := range 2 {
-				kernelAVX2(k, &a[0], 4*k, 4, &b[16*half], 4*maxCols, &narrow[16*half], 4*maxCols, add)
+			narrow, loop = append(narrow, narrow...), append(loop, loop...)
+			a, c = append(a, a...), append(c, c...) // two tiles, one below the other
+			call := func(to []float32, column int) *strip {
+				p := &strip{k: k, a: &a[0], aRow: 4 * k, aCol: 4, b: &b[column], bRow: 4 * maxCols, c: &to[column], cRow: 4 * maxCols, tiles: 2}
+				if add {
+					p.add = 1
+				}
+				return p
 			}
-			kernelGo(Of(loop, tileRows, maxCols), Of(a, tileRows, k), Of(b, k, maxCols), add)
+			kernelAVX2(call(narrow, 0))
+			kernelAVX2(call(narrow, 16))
+			kernelGo(Of(loop, 2*tileRows, maxCols), Of(a, 2*tileRows, k), Of(b, k, maxCols), add)
 			if hasAVX512 {
-				kernelAVX512(k, &a[0], 4*k, 4, &b[0], 4*maxCols, &c[0], 4*maxCols, add)
+				kernelAVX512(call(c, 0))
 			} else {
 				copy(c, narrow)
 			}

@@ -85,22 +85,25 @@ func (w *Workspace) block(c, a, b View, add bool) {
 	for j := 0; j < c.Cols; j += kernelCols {
 		width := min(kernelCols, c.Cols-j)
 		panel := w.packPanel(b, j, width)
-		for i := 0; i < full; i += tileRows {
-			rows := View{Data: a.Data[i*a.Row:], Rows: tileRows, Cols: a.Cols, Row: a.Row, Col: a.Col}
-			w.tileAt(View{Data: c.Data[i*c.Row+j:], Rows: tileRows, Cols: width, Row: c.Row, Col: 1}, rows, panel, add)
+		switch {
+		case full == 0:
+		case width == kernelCols:
+			kernel(View{Data: c.Data[j:], Rows: full, Cols: width, Row: c.Row, Col: 1},
+				View{Data: a.Data, Rows: full, Cols: a.Cols, Row: a.Row, Col: a.Col}, panel, add)
+		default:
+			for i := 0; i < full; i += tileRows {
+				rows := View{Data: a.Data[i*a.Row:], Rows: tileRows, Cols: a.Cols, Row: a.Row, Col: a.Col}
+				w.cut(View{Data: c.Data[i*c.Row+j:], Rows: tileRows, Cols: width, Row: c.Row, Col: 1}, rows, panel, add)
+			}
 		}
 		if full < a.Rows {
-			w.tileAt(View{Data: c.Data[full*c.Row+j:], Rows: a.Rows - full, Cols: width, Row: c.Row, Col: 1}, tail, panel, add)
+			w.cut(View{Data: c.Data[full*c.Row+j:], Rows: a.Rows - full, Cols: width, Row: c.Row, Col: 1}, tail, panel, add)
 		}
 	}
 }
 
-// tileAt computes one tile of c, through scratch where it is cut off.
-func (w *Workspace) tileAt(c, a, b View, add bool) {
-	if c.Rows == tileRows && c.Cols == kernelCols {
-		kernel(c, a, b, add)
-		return
-	}
+// cut computes one tile of c that is cut off at an edge, through scratch.
+func (w *Workspace) cut(c, a, b View, add bool) {
 	scratch := View{Data: w.tile[:], Rows: tileRows, Cols: kernelCols, Row: kernelCols, Col: 1}
 	if add {
 		for i := range c.Rows {

@@ -111,25 +111,10 @@ func (a *attention) segmentBackward(t textPass, at *int) {
 // of own; the rest of own becomes 0. The largest score is taken out first, so
 // that nothing overflows.
 func causalSoftmax(shared, own []float32, n int) {
-	top := float32(-math.MaxFloat32)
-	for _, v := range shared {
-		top = max(top, v)
-	}
-	for _, v := range own[:n] {
-		top = max(top, v)
-	}
-	var sum float32
-	for j, v := range shared {
-		e := exp32(v - top)
-		shared[j] = e
-		sum += e
-	}
-	for j, v := range own[:n] {
-		e := exp32(v - top)
-		own[j] = e
-		sum += e
-	}
-	scale := 1 / sum
+	top := largest(shared, largest(own[:n], -math.MaxFloat32))
+	expSub(shared, shared, 1, top)
+	expSub(own[:n], own[:n], 1, top)
+	scale := 1 / (sum(shared) + sum(own[:n]))
 	for j := range shared {
 		shared[j] *= scale
 	}

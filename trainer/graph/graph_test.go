@@ -180,7 +180,7 @@ func TestGradientsAgainstFiniteDifferences(t *testing.T) {
 			s := small()
 			change(&s)
 			w := newWorld(t, s)
-			h := head{temperature: 0.8, banned: []int32{int32(s.vocab) - 1, int32(s.vocab) - 2}}
+			h := head{temperature: 0.8, banned: []int32{int32(s.vocab) - 2, int32(s.vocab) - 1}}
 			chunks := w.flatten(t, 40, 2)
 			l := newLanes(w.config, w.weights, all(len(w.weights.blocks)), 2)
 			grad := make([]float32, w.weights.size)
@@ -298,5 +298,22 @@ func TestCutDoesNotChangeValues(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestPanicsBecomeErrors runs a chunk that names a token outside of the
+// vocabulary, which Load would have refused.
+func TestPanicsBecomeErrors(t *testing.T) {
+	w := newWorld(t, small())
+	chunks := w.flatten(t, 1000, 1)
+	chunks[0].tokens[0] = 1 << 20
+	l := newLanes(w.config, w.weights, all(len(w.weights.blocks)), 1)
+	grad := make([]float32, w.weights.size)
+	if err := l.gradients(context.Background(), chunks, w.values, head{temperature: 1}, testLoss, grad); err == nil {
+		t.Fatal("no error")
+	}
+	chunks[0].tokens[0] = 2
+	if err := l.gradients(context.Background(), chunks, w.values, head{temperature: 1}, testLoss, grad); err != nil {
+		t.Errorf("after a failed run: %v", err)
 	}
 }

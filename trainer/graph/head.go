@@ -7,19 +7,17 @@ import "math"
 // the banned ids, in nats.
 func (n *network) crossEntropy(logits value) value {
 	vocab := logits.cols
-	probs := make([]float32, logits.rows*vocab) // softmax, kept for the gradient
-	lse := make([]float32, logits.rows)         // log-sum-exp of the scaled logits
-	entropy := make([]float32, logits.rows)
+	exps := make([]float32, logits.rows*vocab) // exp(z - max z), kept for the gradient
+	rows := make([]softmaxed, logits.rows)
 	run := func(a [][]float32, y []float32) {
 		inv := 1 / n.head.temperature
-		banned := n.bannedMask(vocab)
 		for r := range n.chunk.head {
-			lse[r], entropy[r] = softmaxRow(probs[r*vocab:(r+1)*vocab], a[0][r*vocab:(r+1)*vocab], inv, banned)
+			rows[r] = softmaxRow(exps[r*vocab:(r+1)*vocab], a[0][r*vocab:(r+1)*vocab], inv, n.head.banned)
 		}
 		for i, t := range n.chunk.targets {
 			// z - lse, not log(p): p may underflow.
-			y[2*i] = a[0][int(t.row)*vocab+int(t.id)]*inv - lse[t.row]
-			y[2*i+1] = entropy[t.row]
+			y[2*i] = a[0][int(t.row)*vocab+int(t.id)]*inv - rows[t.row].lse
+			y[2*i+1] = rows[t.row].entropy
 		}
 	}
 	// With z the scaled logits, d lp_y / dz_v = [v = y] - p_v and
@@ -27,77 +25,73 @@ func (n *network) crossEntropy(logits value) value {
 	back := func(a [][]float32, dx []float32) {
 		inv := 1 / n.head.temperature
 		dy := a[2]
-		live := len(n.chunk.head) * vocab
-		clear(dx[:live])
-		sumLP := make([]float32, len(n.chunk.head))
-		sumH := make([]float32, len(n.chunk.head))
+		sums := make([][2]float32, len(n.chunk.head)) // of the derivatives of a row's targets
 		for i, t := range n.chunk.targets {
-			sumLP[t.row] += dy[2*i]
-			sumH[t.row] += dy[2*i+1]
-			dx[int(t.row)*vocab+int(t.id)] += dy[2*i] * inv
+			sums[t.row][0] += dy[2*i]
+			sums[t.row][1] += dy[2*i+1]
 		}
-		for r := range n.chunk.head {
-			p, z, d := probs[r*vocab:(r+1)*vocab], a[0][r*vocab:(r+1)*vocab], dx[r*vocab:(r+1)*vocab]
-			if sumH[r] == 0 {
-				k := sumLP[r] * inv
-				for v, q := range p {
-					d[v] -= q * k
+		for r, s := range sums {
+			e, z, d := exps[r*vocab:(r+1)*vocab], a[0][r*vocab:(r+1)*vocab], dx[r*vocab:(r+1)*vocab]
+			scale := -inv * rows[r].scale
+			if s[1] == 0 {
+				k := s[0] * scale
+				for v, q := range e {
+					d[v] = q * k
 				}
 				continue
 			}
-			shift := entropy[r] - lse[r]
-			for v, q := range p {
+			shift := s[0] + s[1]*(rows[r].entropy-rows[r].lse)
+			slope := s[1] * inv
+			for v, q := range e {
+				d[v] = 0
 				if q > 0 { // a banned id has no part in the entropy
-					d[v] -= q * inv * (sumLP[r] + sumH[r]*(z[v]*inv+shift))
+					d[v] = q * scale * (shift + slope*z[v])
 				}
 			}
+		}
+		for i, t := range n.chunk.targets {
+			dx[int(t.row)*vocab+int(t.id)] += dy[2*i] * inv
 		}
 	}
 	return n.apply(operation{name: "cross_entropy", rows: n.cap.targets, cols: 2, run: run, back: []gradient{{run: back}}}, logits)
 }
 
-// bannedMask returns the ids left out of the softmax, or nil for none.
-func (n *network) bannedMask(vocab int) []bool {
-	if len(n.head.banned) == 0 {
-		return nil
-	}
-	mask := make([]bool, vocab)
-	for _, id := range n.head.banned {
-		if id >= 0 && int(id) < vocab {
-			mask[id] = true
-		}
-	}
-	return mask
+// softmaxed is what a row's gradient and targets need to know of it.
+type softmaxed struct {
+	lse     float32 // log-sum-exp of the scaled logits
+	scale   float32 // 1 / sum of the exponentials
+	entropy float32
 }
 
-// softmaxRow sets p to softmax(z*inv) without the banned ids, and returns the
-// log-sum-exp and the entropy. The largest logit is taken out first, so that
-// nothing overflows; with d = z*inv - top <= 0 the entropy is
-// log(sum e^d) - sum(e^d d)/sum(e^d), two non-negative terms, so nothing
-// cancels.
-func softmaxRow(p, z []float32, inv float32, banned []bool) (lse, entropy float32) {
-	top := float32(-math.MaxFloat32)
-	for v, x := range z {
-		if banned == nil || !banned[v] {
-			top = max(top, x*inv) // max of NaN is NaN, which reaches the loss and refuses the step
-		}
+// softmaxRow sets e to exp(z*inv - top), 0 for banned ids. top, the largest
+// scaled logit that is not banned, is taken out so that nothing overflows. With
+// d = z*inv - top <= 0 the entropy is log(sum e^d) - sum(e^d d)/sum(e^d), two
+// non-negative terms, so nothing cancels.
+func softmaxRow(e, z []float32, inv float32, banned []int32) softmaxed {
+	from, top := 0, float32(-math.MaxFloat32)
+	for _, id := range banned { // ascending
+		top = largest(z[from:id], top)
+		from = int(id) + 1
 	}
-	var sum, weighted float64
-	for v, x := range z {
-		if banned != nil && banned[v] {
-			p[v] = 0
-			continue
-		}
-		d := x*inv - top
-		e := exp32(d)
-		p[v] = e
-		sum += float64(e)
-		weighted += float64(e * d)
+	top = largest(z[from:], top) * inv
+	expSub(e, z, inv, top)
+	for _, id := range banned {
+		e[id] = 0
 	}
-	scale := float32(1 / sum)
-	for v := range p {
-		p[v] *= scale
+	var s0, s1, w0, w1 float64 // two chains each
+	i := 0
+	for ; i+2 <= len(e); i += 2 {
+		a, b := e[i], e[i+1]
+		s0 += float64(a)
+		s1 += float64(b)
+		w0 += float64(a * (z[i]*inv - top))
+		w1 += float64(b * (z[i+1]*inv - top))
 	}
+	for ; i < len(e); i++ {
+		s0 += float64(e[i])
+		w0 += float64(e[i] * (z[i]*inv - top))
+	}
+	sum := s0 + s1
 	log := math.Log(sum)
-	return top + float32(log), float32(log - weighted/sum)
+	return softmaxed{lse: top + float32(log), scale: float32(1 / sum), entropy: float32(log - (w0+w1)/sum)}
 }

@@ -98,7 +98,9 @@ func (s *stage) headOf(temperature float64, banned []int32) (head, error) {
 			errs = append(errs, fmt.Errorf("banned id %d is outside the vocabulary of %d", id, s.config.VocabSize))
 		}
 	}
-	return head{temperature: float32(temperature), banned: slices.Clone(banned)}, errors.Join(errs...)
+	ids := slices.Clone(banned)
+	slices.Sort(ids)
+	return head{temperature: float32(temperature), banned: slices.Compact(ids)}, errors.Join(errs...)
 }
 
 // refuseBanned fails if a response holds a banned id: its log-probability would

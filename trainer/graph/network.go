@@ -29,7 +29,7 @@ func targetRows(c *chunk) int { return len(c.targets) }
 // head says how logits become log-probabilities.
 type head struct {
 	temperature float32
-	banned      []int32
+	banned      []int32 // ascending
 }
 
 // lossFunc is called in the middle of a run: out holds [M][2] log-probability

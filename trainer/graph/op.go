@@ -44,8 +44,14 @@ func (f *fused) result() *tensor.Dense {
 	return f.out
 }
 
-// Do runs the operation.
-func (f *fused) Do(values ...gorgonia.Value) (gorgonia.Value, error) {
+// Do runs the operation. A panic (sizes that do not fit: a bug) becomes an
+// error here, because the tape machine runs operations on a goroutine of its own.
+func (f *fused) Do(values ...gorgonia.Value) (result gorgonia.Value, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			result, err = nil, fmt.Errorf("%s: %v", f.name, r)
+		}
+	}()
 	if len(values) != f.arity {
 		return nil, fmt.Errorf("%s: %d inputs, want %d", f.name, len(values), f.arity)
 	}
