@@ -129,7 +129,7 @@ func (s *Scripted) Load(ctx context.Context, batch trainer.Batch) error {
 			return &trainer.GroupError{Group: g.ID, Err: err}
 		}
 	}
-	if err := checkPlan(batch); err != nil {
+	if err := batch.Plan.Check(batch.Groups); err != nil {
 		return fmt.Errorf("load of step %d: %w", batch.Step, err)
 	}
 	s.batches[batch.Step] = batch
@@ -148,23 +148,6 @@ func checkTokens(g trainer.Group) error {
 			if id < 0 || id >= Vocab {
 				return fmt.Errorf("trace %d: token %d, the vocabulary has %d", i, id, Vocab)
 			}
-		}
-	}
-	return nil
-}
-
-// checkPlan says whether every trace is in exactly one part.
-func checkPlan(b trainer.Batch) error {
-	seen := make([]int, len(b.Groups))
-	for _, p := range b.Plan.Parts {
-		if p.Group < 0 || p.Group >= len(b.Groups) || p.Rank >= b.Plan.Ranks || p.MicroBatch >= b.Plan.MicroBatches || p.From != seen[p.Group] {
-			return fmt.Errorf("plan part %+v does not fit", p)
-		}
-		seen[p.Group] = p.To
-	}
-	for i, n := range seen {
-		if n != len(b.Groups[i].Traces) {
-			return fmt.Errorf("plan has %d of %d traces of group %s", n, len(b.Groups[i].Traces), b.Groups[i].ID)
 		}
 	}
 	return nil
