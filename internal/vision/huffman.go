@@ -36,7 +36,7 @@ func (d *jpegFile) huffmanTables(b []byte) error {
 			n += int(count)
 		}
 		if n > 256 || len(b) < 17+n {
-			return fmt.Errorf("Huffman table of %d codes in %d bytes", n, len(b))
+			return fmt.Errorf("code table of %d codes in %d bytes", n, len(b))
 		}
 		h := &d.dc[b[0]&15]
 		if b[0]>>4 == 1 {
@@ -59,7 +59,7 @@ func (h *huffman) build(counts, symbols []byte) error {
 		h.offset[length] = index - code
 		for range counts[length-1] {
 			if code >= 1<<length {
-				return errors.New("Huffman table has more codes than fit")
+				return errors.New("a code table has more codes than fit")
 			}
 			if length <= quick {
 				shift := quick - length
@@ -156,7 +156,7 @@ func (r *bitReader) signed(n uint) (int32, error) {
 // symbol reads one code.
 func (r *bitReader) symbol(h *huffman) (byte, error) {
 	if len(h.symbols) == 0 {
-		return 0, errors.New("Huffman table is missing")
+		return 0, errors.New("a code table is missing")
 	}
 	r.need()
 	if e := h.table[r.acc>>(r.n-quick)&(1<<quick-1)]; e != 0 {

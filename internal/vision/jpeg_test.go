@@ -134,7 +134,7 @@ func TestBrokenJPEGs(t *testing.T) {
 		data []byte
 		want string
 	}{
-		"Huffman tables missing": {without(base, 0xc4), "Huffman table is missing"},
+		"Huffman tables missing": {without(base, 0xc4), "a code table is missing"},
 		"two frames":             {slices.Insert(slices.Clone(base), frameAt, base[frameAt:frameAt+frameLength]...), "multiple SOF"},
 		"too many codes":         {patch(t, base, "\xff\xc4\x01\xa2\x00\x00\x01", "\xff\xc4\x01\xa2\x00\x03\x01"), "more codes than fit"},
 		"restart marker missing": {patch(t, full, "\xff\xd0", "\xff\xd3"), "no restart marker 0"},
