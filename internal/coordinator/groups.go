@@ -85,34 +85,11 @@ func (u *update) refuse(id string) *example {
 	return nil
 }
 
-// denominators sums over the traces of groups for which counts says true. Both
-// sums are at least 1, so that an update without a counted token divides 0 by 1.
+// denominators are those of groups for which counts says true. Both sums are at
+// least 1: an update whose groups all have A = 0 may count none, and 0 divided
+// by 1 is the loss that is meant.
 func denominators(groups []trainer.Group, maxTokens int, counts func(i int) bool) trainer.Denominators {
-	d := trainer.Denominators{MaxTokens: maxTokens}
-	for i, g := range groups {
-		if !counts(i) {
-			continue
-		}
-		for _, s := range g.Traces {
-			if n := unmasked(s); n > 0 {
-				d.Tokens += n
-				d.Sequences++
-			}
-		}
-	}
+	d := trainer.CountDenominators(groups, maxTokens, counts)
 	d.Tokens, d.Sequences = max(d.Tokens, 1), max(d.Sequences, 1)
 	return d
-}
-
-func unmasked(s trainer.Sequence) int {
-	if s.Mask == nil {
-		return len(s.Tokens)
-	}
-	n := 0
-	for _, m := range s.Mask {
-		if m {
-			n++
-		}
-	}
-	return n
 }

@@ -132,11 +132,10 @@ func (r *ring) load(ctx context.Context, l *learned) error {
 func (r *ring) loadUpdate(ctx context.Context, l *learned, u *update) error {
 	for len(u.examples) > 0 {
 		batch, err := u.batch(r.o.Parts.Plan)
-		if err != nil {
-			return err
+		if err == nil {
+			err = bounded(ctx, await{fmt.Sprintf("trainer, load of update %d", u.number), r.o.Limits.Load, "the trainer's log"},
+				func(ctx context.Context) error { return r.o.Parts.Backend.Load(ctx, batch) })
 		}
-		err = bounded(ctx, await{fmt.Sprintf("trainer, load of update %d", u.number), r.o.Limits.Load, "the trainer's log"},
-			func(ctx context.Context) error { return r.o.Parts.Backend.Load(ctx, batch) })
 		var refusal *trainer.GroupError
 		if !errors.As(err, &refusal) {
 			return err
@@ -230,7 +229,7 @@ func (r *ring) apply(ctx context.Context, l *learned) error {
 	total := r.stage.Steps * r.o.RL.Updates
 	first := 0 // index of the update's first group in values
 	for j, u := range l.updates {
-		u.rate = r.stage.learningRate((l.batch.step-1)*r.o.RL.Updates+j, total)
+		u.rate = r.stage.rate((l.batch.step-1)*r.o.RL.Updates+j, total)
 		advantages := trainer.Advantages{Options: r.stepOptions(l, u, first)}
 		for q, e := range u.examples {
 			rows := make([][]float32, len(e.kept))

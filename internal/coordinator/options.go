@@ -48,7 +48,8 @@ type Parts struct {
 	Sink        telemetry.Sink // default drops all events
 	Logger      *slog.Logger   // default drops all records
 	// Plan assigns the traces of one update to ranks and micro-batches. Default:
-	// one rank, one micro-batch for each group.
+	// trainer.NewPlan for one rank without a token budget. A *trainer.GroupError
+	// drops its group as the trainer's own refusal does.
 	Plan func(groups []trainer.Group) (trainer.Plan, error)
 	// Now is the clock of deadlines and timings, default time.Now. No result
 	// depends on it.
@@ -62,8 +63,9 @@ type Stage struct {
 	Steps        int // N; see [StepsOf] for epochs
 	Batch        int // questions or records of a step
 	LearningRate float64
-	Warmup       int   // optimizer updates of linear warm-up, default 0
-	Decay        Decay // default constant
+	Warmup       int           // optimizer updates of linear warm-up, default 0
+	Decay        trainer.Decay // default constant
+	FinalRate    float64       // that linear and cosine decay approach, default 0
 	GradClip     float64
 	Frozen       []trainer.ModelPart
 	Optimizer    trainer.Optimizer

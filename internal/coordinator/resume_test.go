@@ -212,7 +212,7 @@ func TestMoreStepsThanBefore(t *testing.T) {
 		change := func(steps int) func(k *kit, _ *trainertest.Script) {
 			return func(k *kit, _ *trainertest.Script) {
 				k.options.RL.MaxStaleness = staleness
-				k.options.Stages[0].Steps, k.options.Stages[0].Decay = steps, DecayConstant
+				k.options.Stages[0].Steps, k.options.Stages[0].Decay = steps, trainer.DecayConstant
 			}
 		}
 		mustKit(t, dir, 1, change(3)).finish(t)

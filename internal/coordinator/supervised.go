@@ -151,7 +151,7 @@ func (s *supervised) learner(ctx, stop context.Context) error {
 // step trains one batch of records.
 func (s *supervised) step(ctx context.Context, b records) error {
 	o := s.c.o
-	u := &update{number: s.update + 1, rate: s.stage.learningRate(b.step-1, s.stage.Steps)}
+	u := &update{number: s.update + 1, rate: s.stage.rate(b.step-1, s.stage.Steps)}
 	for _, g := range b.groups {
 		u.examples = append(u.examples, &example{group: g})
 	}
@@ -202,7 +202,7 @@ func (s *supervised) advantages(u *update, groups []trainer.Group) trainer.Advan
 	}
 	a.Options = trainer.StepOptions{
 		Loss: trainer.NLL, Aggregation: s.stage.Aggregation, LearningRate: u.rate, GradClip: s.stage.GradClip, Temperature: 1,
-		Denominators: denominators(groups, longest, func(int) bool { return true }),
+		Denominators: denominators(groups, longest, nil),
 	}
 	return a
 }

@@ -31,12 +31,12 @@ func (o Options) withDefaults() Options {
 		o.Parts.Now = time.Now
 	}
 	if o.Parts.Plan == nil {
-		o.Parts.Plan = groupByGroup
+		o.Parts.Plan = func(groups []trainer.Group) (trainer.Plan, error) { return trainer.NewPlan(groups, 1, 0) }
 	}
 	stages := make([]Stage, len(o.Stages))
 	copy(stages, o.Stages)
 	for i := range stages {
-		stages[i].Decay = cmp.Or(stages[i].Decay, DecayConstant)
+		stages[i].Decay = cmp.Or(stages[i].Decay, trainer.DecayConstant)
 		stages[i].Aggregation = cmp.Or(stages[i].Aggregation, trainer.TokenMean)
 	}
 	o.Stages = stages
@@ -57,15 +57,6 @@ func (l Limits) withDefaults() Limits {
 	l.Encode = cmp.Or(l.Encode, time.Minute)
 	l.RewardJobs = cmp.Or(l.RewardJobs, 16)
 	return l
-}
-
-// groupByGroup is the default plan: one rank, one group a micro-batch.
-func groupByGroup(groups []trainer.Group) (trainer.Plan, error) {
-	plan := trainer.Plan{Ranks: 1, MicroBatches: len(groups)}
-	for i, g := range groups {
-		plan.Parts = append(plan.Parts, trainer.Part{MicroBatch: i, Group: i, To: len(g.Traces)})
-	}
-	return plan, nil
 }
 
 // problems collects everything that is wrong with options.
@@ -95,7 +86,11 @@ func (o Options) validate() error {
 		p.require(stageName.MatchString(s.Name) && !seen[s.Name], "stage %d is called %q, want a unique name of letters, digits, _ and -", i, s.Name)
 		seen[s.Name] = true
 		rl = rl || s.Kind == trainer.RL
-		s.validate(&p)
+		updates := 1
+		if s.Kind == trainer.RL {
+			updates = o.RL.Updates
+		}
+		s.validate(&p, updates)
 		p.require(s.Kind == trainer.RL || o.Parts.Encoder != nil, "stage %s: no encoder", s.Name)
 	}
 	if rl {
@@ -107,21 +102,17 @@ func (o Options) validate() error {
 	return nil
 }
 
-func (s Stage) validate(p *problems) {
+func (s Stage) validate(p *problems, updates int) {
 	switch s.Kind {
 	case trainer.Align, trainer.SFT, trainer.RL:
 	default:
 		p.require(false, "stage %s is of kind %q, want align, sft or rl", s.Name, s.Kind)
 	}
-	switch s.Decay {
-	case DecayConstant, DecayLinear, DecayCosine:
-	default:
-		p.require(false, "stage %s: decay %q, want constant, linear or cosine", s.Name, s.Decay)
-	}
 	p.require(s.Steps > 0, "stage %s has %d steps, want at least 1", s.Name, s.Steps)
 	p.require(s.Batch > 0, "stage %s has %d questions a step, want at least 1", s.Name, s.Batch)
-	p.require(s.LearningRate >= 0, "stage %s: learning rate %v, want at least 0", s.Name, s.LearningRate)
-	p.require(s.Warmup >= 0, "stage %s: warm-up of %d updates, want at least 0", s.Name, s.Warmup)
+	if err := s.schedule(s.Steps * updates).Validate(); err != nil {
+		*p = append(*p, fmt.Errorf("stage %s: %w", s.Name, err))
+	}
 	p.require(s.Source != nil, "stage %s has no source of questions", s.Name)
 }
 
