@@ -40,7 +40,7 @@ func newKit(dir string, incarnation uint64, change func(k *kit, script *trainert
 		Run: "test", Incarnation: incarnation, Seed: 7, CheckpointEvery: 2,
 		ModelDigest: trainertest.InitialDigest(),
 		Stages: []Stage{{
-			Name: "rl", Kind: trainer.RL, Steps: 6, Batch: 4, LearningRate: 0.01, Warmup: 2, Decay: trainer.DecayCosine,
+			Name: "rl", Kind: trainer.RL, Steps: 6, Batch: 4, LearningRate: 0.01, Warmup: 1, Decay: trainer.DecayCosine,
 			Source: &listSource{records: 10},
 		}},
 		RL: RL{
