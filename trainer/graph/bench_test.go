@@ -67,7 +67,7 @@ func BenchmarkStep(b *testing.B) {
 		if err := backend.Begin(ctx, trainer.Stage{Name: "bench", Model: filepath.Join(dir, "model")}); err != nil {
 			b.Fatal(err)
 		}
-		advantages := benchAdvantages(batch)
+		advantages, version := benchAdvantages(batch), 0
 		load := func() {
 			if err := backend.Load(ctx, batch); err != nil {
 				b.Fatal(err)
@@ -88,13 +88,18 @@ func BenchmarkStep(b *testing.B) {
 		score()
 		step() // graphs are built
 		for _, phase := range []struct {
-			name              string
-			before, work, end func()
-		}{{"load", nil, load, nil}, {"score", nil, score, nil}, {"gradients", load, func() {
+			name         string
+			before, work func()
+		}{{"load", nil, load}, {"score", nil, score}, {"gradients", load, func() {
 			if _, _, err := backend.Gradients(ctx, batch.Step, advantages); err != nil {
 				b.Fatal(err)
 			}
-		}, nil}, {"step", load, step, nil}} {
+		}}, {"step", load, step}, {"publish", nil, func() {
+			if _, err := backend.Publish(ctx, rollout.Policy{Version: version}); err != nil {
+				b.Fatal(err)
+			}
+			version++
+		}}} {
 			b.Run(fmt.Sprintf("%s/rows=%d", phase.name, 8*groups), func(b *testing.B) {
 				for range b.N {
 					if phase.before != nil {

@@ -80,7 +80,7 @@ func (t *Trainer) Publish(ctx context.Context, policy rollout.Policy) (rollout.O
 		}
 	}
 	dir := filepath.Join(root, policy.String())
-	if _, err := checkpoint.Write(dir, checkpoint.Contents{Files: s.files, Tensors: tensors}); err != nil {
+	if err := writeTransient(dir, s.files, tensors); err != nil {
 		return fail(err)
 	}
 	t.published = append(slices.DeleteFunc(t.published, func(d string) bool { return d == dir }), dir)
@@ -91,6 +91,40 @@ func (t *Trainer) Publish(ctx context.Context, policy rollout.Policy) (rollout.O
 		t.published = t.published[1:]
 	}
 	return rollout.Offer{Policy: policy, Transport: rollout.ByDirectory, Path: dir}, nil
+}
+
+// writeTransient writes a model directory that appears whole or not at all. It
+// is not synced to disk, which would take longer than the rest of a step: a
+// published policy is read at once and made again after a crash.
+func writeTransient(dir string, files map[string][]byte, tensors map[string]safetensors.Tensor) (err error) {
+	root := filepath.Dir(dir)
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		return err
+	}
+	temp, err := os.MkdirTemp(root, ".new-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(temp))
+		}
+	}()
+	weights, err := safetensors.Encode(safetensors.File{Metadata: map[string]string{"format": "pt"}, Tensors: tensors})
+	if err != nil {
+		return err
+	}
+	all := maps.Clone(files)
+	all[checkpoint.WeightsFile] = weights
+	for name, data := range all {
+		if err := os.WriteFile(filepath.Join(temp, name), data, 0o644); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(os.Chmod(temp, 0o755), os.RemoveAll(dir)); err != nil {
+		return err
+	}
+	return os.Rename(temp, dir)
 }
 
 // earlier lists what former processes published below root, oldest first, so

@@ -45,7 +45,8 @@ func (t *Trainer) Step(ctx context.Context, step int, advantages trainer.Advanta
 	}
 	s.optimizer.apply(s.weights, s.train, s.values, s.gradient, advantages.Options.LearningRate, scale)
 	report.Seconds = time.Since(start).Seconds()
-	report.PeakBytes = heapBytes()
+	t.peak = max(t.peak, heapBytes())
+	report.PeakBytes = t.peak
 	return report, nil
 }
 
@@ -111,8 +112,8 @@ func (b *loaded) refuseHead(h head) error {
 
 func finite(v float64) bool { return !math.IsNaN(v) && !math.IsInf(v, 0) }
 
-// heapBytes is the memory that the process has from the system, less what it
-// gave back.
+// heapBytes is the memory that the process holds of the system's: what it took
+// less what it gave back.
 func heapBytes() int64 {
 	samples := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
 	metrics.Read(samples)

@@ -23,7 +23,8 @@ type Trainer struct {
 	incarnation uint64
 	stage       *stage         // nil before Begin
 	saves       sync.WaitGroup // checkpoints being written
-	published   []string       // directories of the last offers, oldest first
+	published   []string       // directories of the last offers, oldest first; nil before the first
+	peak        int64          // most memory that the end of a step has seen
 }
 
 // stage is everything that one Begin sets up.

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/uadt-train/uadt-train/internal/qwenvl"
+	"github.com/uadt-train/uadt-train/internal/safetensors"
 	"github.com/uadt-train/uadt-train/rollout"
 	"github.com/uadt-train/uadt-train/trainer"
 )
@@ -432,4 +433,78 @@ func TestOptionsReportEverything(t *testing.T) {
 			t.Errorf("%s is not reported: %v", word, err)
 		}
 	}
+}
+
+// TestMemoryStaysFlat compares the live heap after ten and after fifty steps.
+func TestMemoryStaysFlat(t *testing.T) {
+	b := newBench(t)
+	b.begin(t, b.Trainer, nil)
+	live := func() float64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return float64(m.HeapAlloc)
+	}
+	b.train(t, b.Trainer, 1, 10)
+	early := live()
+	b.train(t, b.Trainer, 11, 50)
+	if late := live(); late > 1.1*early {
+		t.Errorf("live heap went from %.0f to %.0f bytes", early, late)
+	}
+}
+
+// TestCancelledStepIsNotDone checks that an interrupted step leaves the trainer
+// as it was, and can be repeated.
+func TestCancelledStepIsNotDone(t *testing.T) {
+	b := newBench(t)
+	b.begin(t, b.Trainer, nil)
+	batch := b.batch(1)
+	if err := b.Load(context.Background(), batch); err != nil {
+		t.Fatal(err)
+	}
+	cancelled, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := b.Step(cancelled, 1, b.advantages(batch)); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled step: %v", err)
+	}
+	got, err := b.Step(context.Background(), 1, b.advantages(batch))
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := b.open(t)
+	b.begin(t, other, nil)
+	if want := b.train(t, other, 1, 1)[0]; got.Loss != want.Loss || got.GradNorm != want.GradNorm {
+		t.Errorf("loss %v and norm %v after a cancelled try, %v and %v without", got.Loss, got.GradNorm, want.Loss, want.GradNorm)
+	}
+}
+
+// FuzzOptimizerState feeds damaged optimizer files to a resume.
+func FuzzOptimizerState(f *testing.F) {
+	dir := f.TempDir()
+	config := writeModel(f, filepath.Join(dir, "model"), small(), 3)
+	s := &stage{weights: arrange(config), optimizer: newAdamW(trainer.Optimizer{}, arrange(config).size), step: 4}
+	good, err := safetensors.Encode(s.snapshot())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add(good[:len(good)/2])
+	f.Add([]byte(strings.Replace(string(good), `"step":"4"`, `"step":"x"`, 1)))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, optimizerName), data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		state, err := readOptimizer(dir)
+		if err != nil {
+			return
+		}
+		if state.step < 0 || state.updates < 0 {
+			t.Errorf("step %d, updates %d", state.step, state.updates)
+		}
+		to := newAdamW(trainer.Optimizer{}, s.weights.size)
+		if err := state.restore(s.weights, to); err == nil && to.updates != state.updates {
+			t.Errorf("restored %d updates of %d", to.updates, state.updates)
+		}
+	})
 }
