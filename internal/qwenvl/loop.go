@@ -163,6 +163,7 @@ func (e *Engine) settle() {
 	for _, t := range e.running {
 		if t.newest {
 			t.newest = false
+			t.choice.Finish = t.finish
 			e.stats.generated.Add(1)
 			if watch := t.call.request.Watch; watch != nil && watch(t.index, t.choice) && t.finish != FinishStop {
 				t.finish = FinishStop

@@ -32,7 +32,8 @@ type Request struct {
 	Salt string
 	// Watch, if set, is called after every new token of choice i, from the
 	// engine's goroutine, so it must return quickly and must not call the
-	// engine. c is the choice so far; returning true ends it with "stop".
+	// engine. c is the choice so far, with Finish set if this token ended it;
+	// returning true ends it with "stop".
 	Watch func(i int, c *Choice) (stop bool)
 }
 
