@@ -36,7 +36,7 @@ func parseStep(name, suffix string) (int, bool) {
 		return 0, false
 	}
 	step, err := strconv.Atoi(digits)
-	if err != nil || stepName(step)+suffix != name {
+	if err != nil || step < 0 || stepName(step)+suffix != name {
 		return 0, false
 	}
 	return step, true
