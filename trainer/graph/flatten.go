@@ -108,22 +108,18 @@ func (f *flattener) rows(g *trainer.Group, from, to int) int {
 }
 
 // pieces cuts the parts of a plan (whole groups without one) so that none has
-// more than limit rows, single traces excepted, and checks that every trace is
-// covered once.
+// more than limit rows, single traces excepted.
 func (f *flattener) pieces(b *trainer.Batch, limit int) ([]piece, error) {
 	parts := b.Plan.Parts
 	if len(parts) == 0 {
 		for i, g := range b.Groups {
 			parts = append(parts, trainer.Part{Group: i, To: len(g.Traces)})
 		}
+	} else if err := b.Plan.Check(b.Groups); err != nil {
+		return nil, fmt.Errorf("plan: %w", err)
 	}
-	covered := make([]int, len(b.Groups))
 	var out []piece
 	for _, p := range parts {
-		if p.Group < 0 || p.Group >= len(b.Groups) || p.From != covered[p.Group] || p.To < p.From || p.To > len(b.Groups[p.Group].Traces) {
-			return nil, fmt.Errorf("plan: part of group %d with traces %d to %d does not follow on", p.Group, p.From, p.To)
-		}
-		covered[p.Group] = p.To
 		g := &b.Groups[p.Group]
 		for from := p.From; from < p.To; {
 			to := from + 1
@@ -132,11 +128,6 @@ func (f *flattener) pieces(b *trainer.Batch, limit int) ([]piece, error) {
 			}
 			out = append(out, piece{group: p.Group, from: from, to: to, rows: f.rows(g, from, to)})
 			from = to
-		}
-	}
-	for i, n := range covered {
-		if n != len(b.Groups[i].Traces) {
-			return nil, fmt.Errorf("plan: %d of %d traces of group %d (%s) are in no part", len(b.Groups[i].Traces)-n, len(b.Groups[i].Traces), i, b.Groups[i].ID)
 		}
 	}
 	return out, nil
@@ -163,6 +154,9 @@ func (f *flattener) flatten(ctx context.Context, b *trainer.Batch, limit, lanes 
 	total := 0
 	for _, p := range pieces {
 		total += p.rows
+	}
+	if total == 0 {
+		return nil, errors.New("the batch has no traces")
 	}
 	count := (total + limit - 1) / limit
 	count = (count + lanes - 1) / lanes * lanes
