@@ -3,6 +3,7 @@ package coordinator
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -31,6 +32,7 @@ type child struct {
 	Incarnation uint64
 	Staleness   int
 	KillAt      int64 // moment at which it kills itself; 0 is never
+	Bus         bool  // over a JetStream server of its own, whose store is in Dir
 }
 
 func TestMain(m *testing.M) {
@@ -97,22 +99,38 @@ func runChild(text string) error {
 		return err
 	}
 	m := &moments{killAt: c.KillAt}
-	k, err := newKit(c.Dir, c.Incarnation, func(k *kit, script *trainertest.Script) {
+	k, err := newKit(c.Dir, c.Incarnation, m.change(c))
+	if err != nil {
+		return err
+	}
+	ctx := context.Background()
+	stop := func(context.Context) error { return nil }
+	if c.Bus {
+		var over *busRing
+		k, over, err = onBus(ctx, c.Dir, m.change(c), func(f rollout.Fleet) rollout.Fleet { return mortal{f, m} })
+		if err != nil {
+			return err
+		}
+		stop = over.stop
+	} else {
+		k.options.Parts.Fleet = mortal{k.fleet, m}
+	}
+	k.options.Parts.Backend = mortalTrainer{k.trainer, m}
+	r, err := k.run(ctx, ctx)
+	if err := errors.Join(err, stop(ctx)); err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(childResult{Result: r, Moments: m.count.Load()})
+}
+
+// change is the full ring with moments in all of its parts but the fleet.
+func (m *moments) change(c child) func(k *kit, script *trainertest.Script) {
+	return func(k *kit, script *trainertest.Script) {
 		full(c.Staleness)(k, script)
 		script.OnWait = func(context.Context, int) error { m.pass(); return nil }
 		k.store.hook = m.pass
 		k.events.hook = func(telemetry.Event) { m.pass() }
-		k.options.Parts.Fleet = mortal{k.fleet, m}
-	})
-	if err != nil {
-		return err
 	}
-	k.options.Parts.Backend = mortalTrainer{k.trainer, m}
-	r, err := k.run(context.Background(), context.Background())
-	if err != nil {
-		return err
-	}
-	return json.NewEncoder(os.Stdout).Encode(childResult{Result: r, Moments: m.count.Load()})
 }
 
 type childResult struct {
@@ -150,30 +168,41 @@ func TestKilledAndResumed(t *testing.T) {
 	for staleness := range 3 {
 		t.Run("staleness "+strconv.Itoa(staleness), func(t *testing.T) {
 			t.Parallel()
-			whole := t.TempDir()
-			want, _ := spawn(t, child{Dir: whole, Incarnation: 1, Staleness: staleness})
-			if want.Digest == "" || want.Moments < 100 {
-				t.Fatalf("unbroken run: %+v", want)
-			}
-			rng := rand.New(rand.NewPCG(2026, uint64(staleness)))
-			dir := t.TempDir()
-			killed := 0
-			for i := range 5 {
-				c := child{Dir: dir, Incarnation: uint64(i + 1), Staleness: staleness, KillAt: 1 + rng.Int64N(want.Moments/3)}
-				if _, survived := spawn(t, c); !survived {
-					killed++
-				}
-			}
-			if killed == 0 {
-				t.Fatal("no child was killed")
-			}
-			got, _ := spawn(t, child{Dir: dir, Incarnation: 6, Staleness: staleness})
-			t.Logf("%d of 5 children killed among %d moments", killed, want.Moments)
-			// The directory differs and nothing else may.
-			sameRuns(t, want.Result, got.Result, &dirStore{dir: whole}, &dirStore{dir: dir})
-			sameLedgers(t, whole, dir)
+			killedAndResumed(t, child{Staleness: staleness})
 		})
 	}
+}
+
+// TestKilledOverJetStream is the same with jobs and traces on a real bus, which
+// dies with the coordinator and the workers and is opened again with them.
+func TestKilledOverJetStream(t *testing.T) {
+	killedAndResumed(t, child{Staleness: 1, Bus: true})
+}
+
+func killedAndResumed(t *testing.T, c child) {
+	whole := t.TempDir()
+	c.Dir, c.Incarnation = whole, 1
+	want, _ := spawn(t, c)
+	if want.Digest == "" || want.Moments < 100 {
+		t.Fatalf("unbroken run: %+v", want)
+	}
+	rng := rand.New(rand.NewPCG(2026, uint64(c.Staleness)))
+	dir := t.TempDir()
+	killed := 0
+	for i := range 5 {
+		c.Dir, c.Incarnation, c.KillAt = dir, uint64(i+1), 1+rng.Int64N(want.Moments/3)
+		if _, survived := spawn(t, c); !survived {
+			killed++
+		}
+	}
+	if killed == 0 {
+		t.Fatal("no child was killed")
+	}
+	c.Incarnation, c.KillAt = 6, 0
+	got, _ := spawn(t, c)
+	t.Logf("%d of 5 children killed among %d moments", killed, want.Moments)
+	sameRuns(t, want.Result, got.Result, &dirStore{dir: whole}, &dirStore{dir: dir})
+	sameLedgers(t, whole, dir, c.Bus)
 }
 
 // TestKilledOnceAnywhere kills at one moment each, over the whole run.
@@ -195,8 +224,9 @@ func TestKilledOnceAnywhere(t *testing.T) {
 	}
 }
 
-// sameLedgers compares every row of every step, incarnation left out.
-func sameLedgers(t *testing.T, want, got string) {
+// sameLedgers compares every row of every step, incarnation left out, and where
+// two servers share the work, the server too.
+func sameLedgers(t *testing.T, want, got string, shared bool) {
 	t.Helper()
 	found, err := filepath.Glob(filepath.Join(want, "ledger/*.json"))
 	if err != nil || len(found) == 0 {
@@ -222,6 +252,10 @@ func sameLedgers(t *testing.T, want, got string) {
 		for i := range a {
 			delete(a[i], "incarnation")
 			delete(b[i], "incarnation")
+			if shared {
+				delete(a[i], "server")
+				delete(b[i], "server")
+			}
 			x, y := fmt.Sprint(a[i]), fmt.Sprint(b[i])
 			if x != y {
 				t.Errorf("ledger of step %d row %d\n got %s\nwant %s", step, i, y, x)
