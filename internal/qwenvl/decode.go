@@ -33,9 +33,9 @@ const decodeRows = 48
 // one more position. Sequences with the same prefix should stand together.
 func (m *Model) decode(s *textScratch, batch []*sequence) {
 	k := m.dims()
-	rows := len(batch)
-	s.reserve(k, rows)
-	s.q, s.out = grow(s.q, rows*k.group*k.d), grow(s.out, rows*k.group*k.wide)
+	n := len(batch)
+	s.reserve(k, n)
+	s.q, s.out = grow(s.q, n*k.group*k.d), grow(s.out, n*k.group*k.wide)
 	longest := 0
 	for r, q := range batch {
 		id := int(q.tokens[q.fed])
@@ -44,16 +44,16 @@ func (m *Model) decode(s *textScratch, batch []*sequence) {
 		m.rope.angles(s.cos[r*k.half:(r+1)*k.half], s.sin[r*k.half:(r+1)*k.half], TextPosition(q.prefix.next+q.fed))
 		longest = max(longest, q.length())
 	}
-	s.scores = grow(s.scores, rows*k.group*longest)
+	s.scores = grow(s.scores, n*k.group*longest)
 	for i := range m.layers {
 		layer := &m.layers[i]
-		m.layerIn(s, k, layer, rows)
+		m.layerIn(s, k, layer, n)
 		for head := range k.kv {
-			m.attendOwn(s, k, batch, i, head)
+			m.attendOwn(s, k, batch, place{i, head})
 		}
-		m.layerOut(s, k, layer, 0, rows)
+		m.layerOut(s, k, layer, 0, n)
 	}
-	m.headRows(s, k, 0, rows)
+	m.headRows(s, k, 0, n)
 	for _, q := range batch {
 		q.fed++
 	}
@@ -61,13 +61,13 @@ func (m *Model) decode(s *textScratch, batch []*sequence) {
 
 // attendOwn stores the new keys and values of one head and attends, run by run
 // of sequences that share a prefix.
-func (m *Model) attendOwn(s *textScratch, k dims, batch []*sequence, layer, head int) {
-	keyAt, valueAt := (k.queries+head)*k.d, (k.queries+k.kv+head)*k.d
+func (m *Model) attendOwn(s *textScratch, k dims, batch []*sequence, at place) {
+	keyAt, valueAt := (k.queries+at.head)*k.d, (k.queries+k.kv+at.head)*k.d
 	for r, q := range batch {
 		row := s.qkv[r*k.ldq:]
 		rotate(s.key, row[keyAt:keyAt+k.d], s.cos[r*k.half:(r+1)*k.half], s.sin[r*k.half:(r+1)*k.half])
-		q.blocks[q.fed/blockTokens].put(layer, head, q.fed%blockTokens, s.key, row[valueAt:])
-		m.rotateQueries(s, k, r*k.group, r, head)
+		q.blocks[q.fed/blockTokens].put(at, q.fed%blockTokens, s.key, row[valueAt:])
+		m.rotateQueries(s, k, r*k.group, r, at.head)
 	}
 	clear(s.out)
 	for first := 0; first < len(batch); {
@@ -75,11 +75,11 @@ func (m *Model) attendOwn(s *textScratch, k dims, batch []*sequence, layer, head
 		for last < len(batch) && batch[last].prefix == batch[first].prefix {
 			last++
 		}
-		m.attendRun(s, k, batch[first:last], first, layer, head)
+		m.attendRun(s, k, batch[first:last], first, at)
 		first = last
 	}
 	for r := range batch {
-		m.gatherHeads(s, k, r*k.group, r, head)
+		m.gatherHeads(s, k, r*k.group, r, at.head)
 	}
 }
 
@@ -87,23 +87,25 @@ func (m *Model) attendOwn(s *textScratch, k dims, batch []*sequence, layer, head
 // prompt's keys for all of them, then each with its own. A score row holds the
 // prompt's positions, padded, and then the response's, padded; the gaps are
 // -Inf, so that they take no probability.
-func (m *Model) attendRun(s *textScratch, k dims, run []*sequence, at, layer, head int) {
+func (m *Model) attendRun(s *textScratch, k dims, run []*sequence, first int, at place) {
 	shared := run[0].prefix
 	prompt, padded := len(shared.tokens), kernel.Pad(len(shared.tokens))
 	lds := 0
 	for _, q := range run {
 		lds = max(lds, q.length())
 	}
-	queries, out := s.q[at*k.group*k.d:], s.out[at*k.group*k.wide:]
-	keys, values := shared.cache.head(layer, head)
-	rows := len(run) * k.group
-	scoreKeys(s.scores, lds, queries, k.d, rows, keys, prompt)
+	scores := rows{s.scores, lds}
+	queries := rows{s.q[first*k.group*k.d:], k.d}
+	out := rows{s.out[first*k.group*k.wide:], k.wide}
+	keys, values := shared.cache.head(at)
+	scoreKeys(scores, queries, len(run)*k.group, keys, prompt)
 	scale := float32(1 / math.Sqrt(float64(k.d)))
 	for i, q := range run {
 		own := s.scores[i*k.group*lds:]
-		q.eachBlock(layer, head, func(from, n int, keys, _ []float32) {
-			scoreKeys(own[padded+from:], lds, queries[i*k.group*k.d:], k.d, k.group, keys, n)
-		})
+		for from := 0; from <= q.fed; from += blockTokens {
+			keys, _ := q.blocks[from/blockTokens].head(at)
+			scoreKeys(rows{own[padded+from:], lds}, rows{queries.data[i*k.group*k.d:], k.d}, k.group, keys, min(blockTokens, q.fed+1-from))
+		}
 		for g := range k.group {
 			row := own[g*lds : g*lds+q.length()]
 			fill(row[prompt:padded], minusInf)
@@ -114,20 +116,12 @@ func (m *Model) attendRun(s *textScratch, k dims, run []*sequence, at, layer, he
 			}
 		}
 	}
-	addValues(out, s.scores, lds, rows, values, shared.cache.capacity, k.d, prompt)
+	addValues(out, scores, len(run)*k.group, values, prompt)
 	for i, q := range run {
 		own := s.scores[i*k.group*lds:]
-		q.eachBlock(layer, head, func(from, n int, _, values []float32) {
-			addValues(out[i*k.group*k.wide:], own[padded+from:], lds, k.group, values, blockTokens, k.d, n)
-		})
-	}
-}
-
-// eachBlock visits the blocks that hold positions up to the newest one: from is
-// the first response position of the block, n how many it holds.
-func (q *sequence) eachBlock(layer, head int, visit func(from, n int, keys, values []float32)) {
-	for from := 0; from <= q.fed; from += blockTokens {
-		keys, values := q.blocks[from/blockTokens].head(layer, head)
-		visit(from, min(blockTokens, q.fed+1-from), keys, values)
+		for from := 0; from <= q.fed; from += blockTokens {
+			_, values := q.blocks[from/blockTokens].head(at)
+			addValues(rows{out.data[i*k.group*k.wide:], k.wide}, rows{own[padded+from:], lds}, k.group, values, min(blockTokens, q.fed+1-from))
+		}
 	}
 }

@@ -25,14 +25,20 @@ func rmsNorm(dst, x, weight []float32, eps float32) {
 	}
 }
 
-// normRows is rmsNorm for rows rows of stride ldx, written with stride ldd.
-func normRows(dst []float32, ldd int, x []float32, ldx, rows int, weight []float32, eps float32) {
-	for r := range rows {
-		rmsNorm(dst[r*ldd:], x[r*ldx:], weight, eps)
+// rows is a matrix of any number of rows that lie ld elements apart.
+type rows struct {
+	data []float32
+	ld   int
+}
+
+// normRows is rmsNorm for the first n rows of x, written to those of dst.
+func normRows(dst, x rows, n int, weight []float32, eps float32) {
+	for r := range n {
+		rmsNorm(dst.data[r*dst.ld:], x.data[r*x.ld:], weight, eps)
 	}
 }
 
-// geluRows replaces every value by x * Phi(x), the exact GELU with erf.
+// gelu replaces every value by x * Phi(x), the exact GELU with erf.
 func gelu(x []float32) {
 	for i, v := range x {
 		x[i] = float32(0.5 * float64(v) * (1 + math.Erf(float64(v)/math.Sqrt2)))

@@ -28,17 +28,17 @@ func newSegment(layers, heads, dim, capacity int) segment {
 }
 
 // head returns the key and value panels of one head of one layer.
-func (s *segment) head(layer, head int) (keys, values []float32) {
+func (s *segment) head(at place) (keys []float32, values panels) {
 	size := s.capacity * (s.dim + kernel.Pad(s.dim))
-	at := s.data[(layer*s.heads+head)*size:][:size]
-	return at[:s.capacity*s.dim], at[s.capacity*s.dim:]
+	data := s.data[(at.layer*s.heads+at.head)*size:][:size]
+	return data[:s.capacity*s.dim], panels{data[s.capacity*s.dim:], s.capacity}
 }
 
 // put stores key and value of one position.
-func (s *segment) put(layer, head, position int, key, value []float32) {
-	keys, values := s.head(layer, head)
+func (s *segment) put(at place, position int, key, value []float32) {
+	keys, values := s.head(at)
 	storeKey(keys, position, key[:s.dim])
-	storeValue(values, s.capacity, position, value[:s.dim])
+	storeValue(values.data, s.capacity, position, value[:s.dim])
 }
 
 func storeKey(keys []float32, position int, key []float32) {
@@ -57,22 +57,27 @@ func storeValue(values []float32, capacity, position int, value []float32) {
 // zeroStart is where products without a bias start.
 var zeroStart [kernel.Width]float32
 
-// scores writes q times the first n keys to scores[r][0:Pad(n)]. q is
-// [rows][dim].
-func scoreKeys(scores []float32, lds int, q []float32, dim, rows int, keys []float32, n int) {
+// scoreKeys writes q times the first n keys to scores[r][0:Pad(n)] for count
+// rows. The rows of q lie head size apart.
+func scoreKeys(scores, q rows, count int, keys []float32, n int) {
 	for p := 0; p < n; p += kernel.Width {
-		kernel.Panel(kernel.Call{K: dim, Rows: rows, X: q, LDX: dim, W: keys[p*dim:],
-			Init: zeroStart[:], C: scores[p:], LDC: lds})
+		kernel.Panel(kernel.Call{K: q.ld, Rows: count, X: q.data, LDX: q.ld, W: keys[p*q.ld:],
+			Init: zeroStart[:], C: scores.data[p:], LDC: scores.ld})
 	}
 }
 
-// addValues adds probs[r][0:n] times the first n values to out, whose rows are
-// Pad(dim) wide.
-func addValues(out []float32, probs []float32, lds, rows int, values []float32, capacity, dim, n int) {
-	wide := kernel.Pad(dim)
-	for p := 0; p < wide; p += kernel.Width {
-		kernel.Panel(kernel.Call{K: n, Rows: rows, X: probs, LDX: lds, W: values[p*capacity:],
-			Init: out[p:], LDInit: wide, C: out[p:], LDC: wide})
+// panels are values of a segment with room for capacity positions.
+type panels struct {
+	data     []float32
+	capacity int
+}
+
+// addValues adds probs[r][0:n] times the first n values to count rows of out,
+// whose rows lie the padded head size apart.
+func addValues(out, probs rows, count int, values panels, n int) {
+	for p := 0; p < out.ld; p += kernel.Width {
+		kernel.Panel(kernel.Call{K: n, Rows: count, X: probs.data, LDX: probs.ld, W: values.data[p*values.capacity:],
+			Init: out.data[p:], LDInit: out.ld, C: out.data[p:], LDC: out.ld})
 	}
 }
 

@@ -33,29 +33,29 @@ func (m *Model) dims() dims {
 		ldv: kernel.Pad(c.VocabSize)}
 }
 
-func (s *textScratch) reserve(k dims, rows int) {
-	s.x, s.h = grow(s.x, rows*k.ld), grow(s.h, rows*k.ld)
-	s.qkv = grow(s.qkv, rows*k.ldq)
-	s.gate, s.up = grow(s.gate, rows*k.ldi), grow(s.up, rows*k.ldi)
-	s.attended = grow(s.attended, rows*k.queries*k.d)
-	s.cos, s.sin = grow(s.cos, rows*k.half), grow(s.sin, rows*k.half)
+func (s *textScratch) reserve(k dims, n int) {
+	s.x, s.h = grow(s.x, n*k.ld), grow(s.h, n*k.ld)
+	s.qkv = grow(s.qkv, n*k.ldq)
+	s.gate, s.up = grow(s.gate, n*k.ldi), grow(s.up, n*k.ldi)
+	s.attended = grow(s.attended, n*k.queries*k.d)
+	s.cos, s.sin = grow(s.cos, n*k.half), grow(s.sin, n*k.half)
 	s.key = grow(s.key, k.d)
 }
 
 // layerIn norms the residual stream and projects it to queries, keys and values.
-func (m *Model) layerIn(s *textScratch, k dims, layer *textLayer, rows int) {
-	normRows(s.h, k.ld, s.x, k.ld, rows, layer.inNorm, m.Config.RMSNormEps)
-	layer.qkv.Mul(s.qkv, k.ldq, s.h, k.ld, rows)
+func (m *Model) layerIn(s *textScratch, k dims, layer *textLayer, n int) {
+	normRows(rows{s.h, k.ld}, rows{s.x, k.ld}, n, layer.inNorm, m.Config.RMSNormEps)
+	layer.qkv.Mul(s.qkv, k.ldq, s.h, k.ld, n)
 }
 
-// layerOut adds attention output and MLP to the residual stream of the rows
-// from first on.
-func (m *Model) layerOut(s *textScratch, k dims, layer *textLayer, first, rows int) {
-	n := rows - first
+// layerOut adds attention output and MLP to the residual stream of rows first
+// to end-1.
+func (m *Model) layerOut(s *textScratch, k dims, layer *textLayer, first, end int) {
+	n := end - first
 	x, h := s.x[first*k.ld:], s.h[first*k.ld:]
 	width := k.queries * k.d
 	layer.out.MulAdd(x, k.ld, s.attended[first*width:], width, n)
-	normRows(h, k.ld, x, k.ld, n, layer.postNorm, m.Config.RMSNormEps)
+	normRows(rows{h, k.ld}, rows{x, k.ld}, n, layer.postNorm, m.Config.RMSNormEps)
 	gate, up := s.gate[:n*k.ldi], s.up[:n*k.ldi]
 	layer.gate.Mul(gate, k.ldi, h, k.ld, n)
 	layer.up.Mul(up, k.ldi, h, k.ld, n)
@@ -63,10 +63,10 @@ func (m *Model) layerOut(s *textScratch, k dims, layer *textLayer, first, rows i
 	layer.down.MulAdd(x, k.ld, gate, k.ldi, n)
 }
 
-// headRows computes the logits of the rows from first on into s.logits.
-func (m *Model) headRows(s *textScratch, k dims, first, rows int) {
-	n := rows - first
-	normRows(s.h, k.ld, s.x[first*k.ld:], k.ld, n, m.finalNorm, m.Config.RMSNormEps)
+// headRows computes the logits of rows first to end-1 into s.logits.
+func (m *Model) headRows(s *textScratch, k dims, first, end int) {
+	n := end - first
+	normRows(rows{s.h, k.ld}, rows{s.x[first*k.ld:], k.ld}, n, m.finalNorm, m.Config.RMSNormEps)
 	s.logits = grow(s.logits, n*k.ldv)
 	m.head.Mul(s.logits, k.ldv, s.h, k.ld, n)
 }
@@ -90,27 +90,27 @@ func (m *Model) prefill(s *textScratch, tokens []int32, spans []ImageSpan, featu
 		return nil, err
 	}
 	k := m.dims()
-	rows := len(tokens)
-	s.reserve(k, rows)
+	n := len(tokens)
+	s.reserve(k, n)
 	m.embed(s, k, tokens, spans, features)
 	for t, p := range positions {
 		m.rope.angles(s.cos[t*k.half:(t+1)*k.half], s.sin[t*k.half:(t+1)*k.half], p)
 	}
-	p := &prefix{tokens: tokens, next: next, cache: newSegment(len(m.layers), k.kv, k.d, rows)}
+	p := &prefix{tokens: tokens, next: next, cache: newSegment(len(m.layers), k.kv, k.d, n)}
 	for i := range m.layers {
 		layer := &m.layers[i]
-		m.layerIn(s, k, layer, rows)
+		m.layerIn(s, k, layer, n)
 		// After the last layer only the last row is read: skip the others.
 		first := 0
 		if i == len(m.layers)-1 {
-			first = rows - 1
+			first = n - 1
 		}
 		for head := range k.kv {
-			m.attendPrompt(s, k, &p.cache, i, head, first, rows)
+			m.attendPrompt(s, k, &p.cache, place{i, head}, [2]int{first, n})
 		}
-		m.layerOut(s, k, layer, first, rows)
+		m.layerOut(s, k, layer, first, n)
 	}
-	m.headRows(s, k, rows-1, rows)
+	m.headRows(s, k, n-1, n)
 	p.logits = append([]float32(nil), s.logits...)
 	return p, nil
 }
@@ -131,26 +131,29 @@ func (m *Model) embed(s *textScratch, k dims, tokens []int32, spans []ImageSpan,
 // promptBlock is how many prompt positions are attended at a time.
 const promptBlock = 16
 
-// attendPrompt stores keys and values of one head and lets the positions from
-// first on attend to themselves and those before.
-func (m *Model) attendPrompt(s *textScratch, k dims, cache *segment, layer, head, first, rows int) {
-	keyAt, valueAt := (k.queries+head)*k.d, (k.queries+k.kv+head)*k.d
-	for t := range rows {
+// place names one key-value head of one layer.
+type place struct{ layer, head int }
+
+// attendPrompt stores keys and values of one head for all positions before
+// span's end, and lets those of span attend to themselves and those before.
+func (m *Model) attendPrompt(s *textScratch, k dims, cache *segment, at place, span [2]int) {
+	keyAt, valueAt := (k.queries+at.head)*k.d, (k.queries+k.kv+at.head)*k.d
+	for t := range span[1] {
 		row := s.qkv[t*k.ldq:]
 		rotate(s.key, row[keyAt:keyAt+k.d], s.cos[t*k.half:(t+1)*k.half], s.sin[t*k.half:(t+1)*k.half])
-		cache.put(layer, head, t, s.key, row[valueAt:])
+		cache.put(at, t, s.key, row[valueAt:])
 	}
-	keys, values := cache.head(layer, head)
+	keys, values := cache.head(at)
 	scale := float32(1 / math.Sqrt(float64(k.d)))
-	for top := first; top < rows; top += promptBlock {
-		end := min(top+promptBlock, rows)
+	for top := span[0]; top < span[1]; top += promptBlock {
+		end := min(top+promptBlock, span[1])
 		n := (end - top) * k.group
 		padded := kernel.Pad(end)
 		s.q, s.out, s.scores = grow(s.q, n*k.d), grow(s.out, n*k.wide), grow(s.scores, n*padded)
 		for t := top; t < end; t++ {
-			m.rotateQueries(s, k, (t-top)*k.group, t, head)
+			m.rotateQueries(s, k, (t-top)*k.group, t, at.head)
 		}
-		scoreKeys(s.scores, padded, s.q, k.d, n, keys, end)
+		scoreKeys(rows{s.scores, padded}, rows{s.q, k.d}, n, keys, end)
 		clear(s.out)
 		for r := range n {
 			// Row r sees positions up to its own; the rest of the row becomes 0,
@@ -162,9 +165,9 @@ func (m *Model) attendPrompt(s *textScratch, k dims, cache *segment, layer, head
 				row[i] *= inverse
 			}
 		}
-		addValues(s.out, s.scores, padded, n, values, cache.capacity, k.d, end)
+		addValues(rows{s.out, k.wide}, rows{s.scores, padded}, n, values, end)
 		for t := top; t < end; t++ {
-			m.gatherHeads(s, k, (t-top)*k.group, t, head)
+			m.gatherHeads(s, k, (t-top)*k.group, t, at.head)
 		}
 	}
 }

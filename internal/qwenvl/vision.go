@@ -82,7 +82,7 @@ func (m *Model) patchAngles(s *visionScratch, grid Grid, order []int, unit int) 
 
 func (m *Model) visionBlock(s *visionScratch, b *visionBlock, bounds []int, n, ld int) {
 	v := m.Config.Vision
-	normRows(s.h, ld, s.x, ld, n, b.norm1, visionEps)
+	normRows(rows{s.h, ld}, rows{s.x, ld}, n, b.norm1, visionEps)
 	ldq := b.qkv.Stride()
 	s.qkv = grow(s.qkv, n*ldq)
 	b.qkv.Mul(s.qkv, ldq, s.h, ld, n)
@@ -94,7 +94,7 @@ func (m *Model) visionBlock(s *visionScratch, b *visionBlock, bounds []int, n, l
 	}
 	s.addLinear(b.proj, s.attended, ld, n, ld)
 
-	normRows(s.h, ld, s.x, ld, n, b.norm2, visionEps)
+	normRows(rows{s.h, ld}, rows{s.x, ld}, n, b.norm2, visionEps)
 	ldi := b.gate.Stride()
 	s.gate, s.up = grow(s.gate, n*ldi), grow(s.up, n*ldi)
 	b.gate.Mul(s.gate, ldi, s.h, ld, n)
@@ -132,21 +132,21 @@ func (m *Model) attendWindow(s *visionScratch, head, first, last int) {
 	}
 	scale := float32(1 / math.Sqrt(float64(d)))
 	for top := 0; top < n; top += attentionRows {
-		rows := min(attentionRows, n-top)
-		s.scores, s.out = grow(s.scores, rows*padded), grow(s.out, rows*wide)
-		scoreKeys(s.scores, padded, s.q[top*d:], d, rows, s.keys, n)
-		clear(s.out[:rows*wide])
-		s.attendRows(rows, n, padded, scale)
-		addValues(s.out, s.scores, padded, rows, s.values, padded, d, n)
-		for r := range rows {
+		count := min(attentionRows, n-top)
+		s.scores, s.out = grow(s.scores, count*padded), grow(s.out, count*wide)
+		scoreKeys(rows{s.scores, padded}, rows{s.q[top*d:], d}, count, s.keys, n)
+		clear(s.out)
+		s.attendRows(count, n, padded, scale)
+		addValues(rows{s.out, wide}, rows{s.scores, padded}, count, panels{s.values, padded}, n)
+		for r := range count {
 			copy(s.attended[(first+top+r)*ld+head*d:][:d], s.out[r*wide:])
 		}
 	}
 }
 
 // attendRows turns score rows into probabilities.
-func (s *visionScratch) attendRows(rows, n, padded int, scale float32) {
-	for r := range rows {
+func (s *visionScratch) attendRows(count, n, padded int, scale float32) {
+	for r := range count {
 		row := s.scores[r*padded : (r+1)*padded]
 		fill(row[n:], minusInf)
 		inverse := 1 / kernel.Softmax(row, scale)

@@ -197,6 +197,12 @@ func (s *Server) Serve(ctx context.Context) error {
 // Close ends the engine and closes the listener; requests in flight get errors.
 func (s *Server) Close() error {
 	err := s.http.Close()
+	if s.listener != nil {
+		// After Serve the HTTP server has closed it already.
+		if failed := s.listener.Close(); !errors.Is(failed, net.ErrClosed) {
+			err = errors.Join(err, failed)
+		}
+	}
 	s.engine.Close()
 	return err
 }

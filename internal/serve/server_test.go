@@ -78,7 +78,7 @@ func TestPortInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := errors.Join(first.listener.Close(), first.Close(), second.Close()); err != nil {
+		if err := errors.Join(first.Close(), second.Close()); err != nil {
 			t.Error(err)
 		}
 	}()
