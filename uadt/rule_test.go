@@ -10,15 +10,15 @@ import (
 )
 
 // applyOne applies a rule to a group of one trace.
-func applyOne(t tb, name string, a, omega, lambda, kappa float64) float64 {
+func applyOne(t tb, name string, c ruleCase) float64 {
 	t.Helper()
 	rule := ruleNamed(name)
 	if rule == nil {
 		t.Fatalf("no rule %s", name)
 	}
 	out := make([]float64, 1)
-	rule.Shape(RuleInput{Lambda: lambda, Kappa: kappa, A: []float64{a}, Omega: []float64{omega},
-		H: []float64{0}, Correct: []bool{a > 0}, Length: []int{1}}, out)
+	rule.Shape(RuleInput{Lambda: c.lambda, Kappa: c.kappa, A: []float64{c.a}, Omega: []float64{c.omega},
+		H: []float64{0}, Correct: []bool{c.a > 0}, Length: []int{1}}, out)
 	return out[0]
 }
 
@@ -37,12 +37,12 @@ func TestRulesWorkedNumbers(t *testing.T) {
 	} {
 		omega := math.Tanh(c.h - 0.6)
 		near(t, "omega", omega, c.omega, 5e-7)
-		near(t, "c1", applyOne(t, "c1", c.a, omega, 0.5, 2), c.c1, 1e-6)
-		near(t, "c2", applyOne(t, "c2", c.a, omega, 0.5, 2), c.c2, 1e-6)
-		near(t, "c3, kappa 0", applyOne(t, "c3", c.a, omega, 0.5, 0), c.c3free, 1e-6)
-		near(t, "c3, kappa 2", applyOne(t, "c3", c.a, omega, 0.5, 2), c.c3, 1e-6)
-		near(t, "c4", applyOne(t, "c4", c.a, omega, 0.5, 2), 2*c.a-c.c1, 1e-6)
-		near(t, "none", applyOne(t, "none", c.a, omega, 0.5, 2), c.a, 0)
+		near(t, "c1", applyOne(t, "c1", ruleCase{c.a, omega, 0.5, 2}), c.c1, 1e-6)
+		near(t, "c2", applyOne(t, "c2", ruleCase{c.a, omega, 0.5, 2}), c.c2, 1e-6)
+		near(t, "c3, kappa 0", applyOne(t, "c3", ruleCase{c.a, omega, 0.5, 0}), c.c3free, 1e-6)
+		near(t, "c3, kappa 2", applyOne(t, "c3", ruleCase{c.a, omega, 0.5, 2}), c.c3, 1e-6)
+		near(t, "c4", applyOne(t, "c4", ruleCase{c.a, omega, 0.5, 2}), 2*c.a-c.c1, 1e-6)
+		near(t, "none", applyOne(t, "none", ruleCase{c.a, omega, 0.5, 2}), c.a, 0)
 	}
 }
 
@@ -78,11 +78,11 @@ func TestRulesKeepSignsAndZeros(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := drawRule(t)
 		for _, name := range []string{"none", "c1", "c2", "c3", "c4"} {
-			got := applyOne(t, name, c.a, c.omega, c.lambda, c.kappa)
+			got := applyOne(t, name, c)
 			if c.a != 0 && math.Signbit(got) != math.Signbit(c.a) {
 				t.Fatalf("%s turned %v into %v", name, c.a, got)
 			}
-			near(t, name+" of 0", applyOne(t, name, 0, c.omega, c.lambda, c.kappa), 0, 0)
+			near(t, name+" of 0", applyOne(t, name, ruleCase{0, c.omega, c.lambda, c.kappa}), 0, 0)
 		}
 	})
 }
@@ -91,8 +91,8 @@ func TestRulesWithoutStrengthAreNone(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := drawRule(t)
 		for _, name := range ruleNames() {
-			near(t, name+" at lambda 0", applyOne(t, name, c.a, c.omega, 0, c.kappa), c.a, 0)
-			near(t, name+" at omega 0", applyOne(t, name, c.a, 0, c.lambda, c.kappa), c.a, 0)
+			near(t, name+" at lambda 0", applyOne(t, name, ruleCase{c.a, c.omega, 0, c.kappa}), c.a, 0)
+			near(t, name+" at omega 0", applyOne(t, name, ruleCase{c.a, 0, c.lambda, c.kappa}), c.a, 0)
 		}
 	})
 }
@@ -100,9 +100,9 @@ func TestRulesWithoutStrengthAreNone(t *testing.T) {
 func TestRulesRelateToEachOther(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := drawRule(t)
-		c1 := applyOne(t, "c1", c.a, c.omega, c.lambda, c.kappa)
-		c2 := applyOne(t, "c2", c.a, c.omega, c.lambda, c.kappa)
-		inverse := applyOne(t, "c4", c.a, -c.omega, c.lambda, c.kappa)
+		c1 := applyOne(t, "c1", c)
+		c2 := applyOne(t, "c2", c)
+		inverse := applyOne(t, "c4", ruleCase{c.a, -c.omega, c.lambda, c.kappa})
 		near(t, "c4 with -omega", inverse, c1, 0)
 		if c.a >= 0 {
 			near(t, "c2 of a reward", c2, c1, 1e-12)
@@ -110,7 +110,7 @@ func TestRulesRelateToEachOther(t *testing.T) {
 			near(t, "c1 + c2 of a punishment", c1+c2, 2*c.a, 1e-12)
 		}
 		// Mirror: c2 is odd in A, c1 is not.
-		near(t, "c2 of -A", applyOne(t, "c2", -c.a, c.omega, c.lambda, c.kappa), -c2, 0)
+		near(t, "c2 of -A", applyOne(t, "c2", ruleCase{-c.a, c.omega, c.lambda, c.kappa}), -c2, 0)
 	})
 }
 
@@ -119,12 +119,12 @@ func TestRulesAreMonotonicInOmega(t *testing.T) {
 		c := drawRule(t)
 		more := c.omega + rapid.Float64Range(0, 1).Draw(t, "more")
 		for _, name := range []string{"c1", "c3"} {
-			low, high := applyOne(t, name, c.a, c.omega, c.lambda, c.kappa), applyOne(t, name, c.a, more, c.lambda, c.kappa)
+			low, high := applyOne(t, name, c), applyOne(t, name, ruleCase{c.a, more, c.lambda, c.kappa})
 			if high < low-1e-12 {
 				t.Fatalf("%s falls from %v to %v as omega grows", name, low, high)
 			}
 		}
-		low, high := applyOne(t, "c4", c.a, c.omega, c.lambda, c.kappa), applyOne(t, "c4", c.a, more, c.lambda, c.kappa)
+		low, high := applyOne(t, "c4", c), applyOne(t, "c4", ruleCase{c.a, more, c.lambda, c.kappa})
 		if high > low+1e-12 {
 			t.Fatalf("c4 grows from %v to %v as omega grows", low, high)
 		}
@@ -136,12 +136,12 @@ func TestRulesAreBounded(t *testing.T) {
 		c := drawRule(t)
 		size := math.Abs(c.a)
 		for _, name := range []string{"c1", "c2", "c4"} {
-			got := applyOne(t, name, c.a, c.omega, c.lambda, c.kappa)
+			got := applyOne(t, name, c)
 			if math.Abs(got-c.a) > c.lambda*size+1e-12 {
 				t.Fatalf("%s moved %v to %v, past lambda*|A|", name, c.a, got)
 			}
 		}
-		got := applyOne(t, "c3", c.a, c.omega, c.lambda, c.kappa)
+		got := applyOne(t, "c3", c)
 		if math.Abs(got-c.a) > math.Min(c.lambda, size/c.kappa)+1e-12 {
 			t.Fatalf("c3 moved %v to %v, past its bound", c.a, got)
 		}
@@ -157,7 +157,7 @@ func TestSignAwareShift(t *testing.T) {
 		var shift, want float64
 		for i := range a {
 			omega := math.Tanh(rapid.Float64Range(-3, 3).Draw(t, "k*u"))
-			shift += applyOne(t, "c1", a[i], omega, lambda, 2) - a[i]
+			shift += applyOne(t, "c1", ruleCase{a[i], omega, lambda, 2}) - a[i]
 			want += lambda * omega * math.Abs(a[i])
 		}
 		near(t, "shift", shift, want, 1e-10)
