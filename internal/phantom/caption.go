@@ -41,7 +41,7 @@ func drawCaption(r *rand.Rand, camera Camera) Caption {
 		choices = append(choices, Caption{Instruction: withMain, Text: ": mostly " + most.String()})
 	}
 	c := choices[r.IntN(len(choices))]
-	c.Scene, c.Text = s, s.Scan(r.IntN(4))+c.Text
+	c.Scene, c.Text = s, s.Scan(r.Perm(scanParts))+c.Text
 	c.Instruction = setting(r, s) + c.Instruction
 	return c
 }

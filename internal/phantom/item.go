@@ -28,7 +28,7 @@ const (
 	lesionOptions = "A. microaneurysms B. haemorrhages C. exudates D. drusen"
 	countOptions  = "A. one B. two C. three D. four"
 	truthOptions  = "A. True B. False"
-	glance        = "at a glance"
+	glance        = "at a glance, "
 )
 
 // uniform draws the number of affected quadrants from lo to hi.
@@ -63,18 +63,18 @@ func drawBasic(r *rand.Rand, kind rollout.Kind, camera Camera) (Item, error) {
 	return item, nil
 }
 
-// asked is a scene, the question about it, the conclusion from a scan in
-// words, and the answer.
+// asked is a scene, the question about it, the conclusion in words, and
+// the answer.
 type asked struct {
 	scene                        Scene
 	question, conclusion, answer string
 }
 
-// item makes the traces; the scan begins at a random quadrant.
+// item makes the traces; the scan goes in a random order.
 func (a asked) item(r *rand.Rand) Item {
 	return Item{
 		Scenes: []Scene{a.scene}, Question: a.question, Answer: a.answer,
-		Short: glance, Long: a.scene.Scan(r.IntN(4)) + ": " + a.conclusion,
+		Short: glance + a.conclusion, Long: a.scene.Scan(r.Perm(scanParts)) + ": " + a.conclusion,
 	}
 }
 

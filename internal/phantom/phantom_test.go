@@ -39,7 +39,7 @@ func TestDiagnosisRule(t *testing.T) {
 	}
 	for _, c := range cases {
 		if got := c.scene.Diagnosis(); got != c.want {
-			t.Errorf("Diagnosis of %q = %q, want %q", c.scene.Scan(0), got, c.want)
+			t.Errorf("Diagnosis of %q = %q, want %q", c.scene.Scan([]int{4, 0, 1, 2, 3}), got, c.want)
 		}
 	}
 }
@@ -53,7 +53,7 @@ func parseScan(t *testing.T, scan string) [4]string {
 	}
 	var words [4]string
 	for q := range 4 {
-		for _, part := range parts[1:] {
+		for _, part := range parts {
 			if rest, ok := strings.CutPrefix(part, Quadrant(q).String()+" "); ok {
 				words[q] = rest
 			}
@@ -82,7 +82,7 @@ func TestAnswersFollowFromTheScan(t *testing.T) {
 		for _, w := range words {
 			count[w]++
 		}
-		if got := solve(item, count, strings.HasPrefix(scan, "disc cupped")); got != item.Answer {
+		if got := solve(item, count, strings.Contains(scan, "disc cupped")); got != item.Answer {
 			t.Errorf("%s: %s\n%s\nanswer %q, by the scan %q", item.ID, item.Question, item.Long, item.Answer, got)
 		}
 		if hard := 4-count["clear"] >= 2; hard != item.Hard {
@@ -207,7 +207,7 @@ func solveComplex(t *testing.T, item Item, parts []string) string {
 		if count["haemorrhages"] > 0 {
 			letters = append(letters, string("ABC"[i]))
 		}
-		d := solve(Item{}, count, strings.HasPrefix(scan, "disc cupped"))
+		d := solve(Item{}, count, strings.Contains(scan, "disc cupped"))
 		for k, name := range diagnoses {
 			if name == d {
 				rank = min(rank, k)
@@ -382,7 +382,7 @@ func TestCorpusHoldsNoSplitItem(t *testing.T) {
 		t.Fatal(err)
 	}
 	seen := strings.Join(texts, "\n")
-	for _, word := range []string{"microaneurysms", "<think>at a glance</think>", "glaucoma", "lower right", "</answer>"} {
+	for _, word := range []string{"microaneurysms", "<think>at a glance, ", "glaucoma", "lower right", "</answer>"} {
 		if !strings.Contains(seen, word) {
 			t.Errorf("corpus lacks %q", word)
 		}

@@ -169,18 +169,25 @@ func (s Scene) disc() string {
 	return "disc normal"
 }
 
-// clockwise is the order in which a scan goes through the quadrants.
-var clockwise = [...]Quadrant{UpperLeft, UpperRight, LowerRight, LowerLeft}
-
-// Scan is the quadrant-by-quadrant description, comma-separated: the disc,
-// then the quadrants clockwise, beginning with clockwise[start%4]. Readers
-// begin anywhere; a policy learns a distribution over beginnings, which is
-// uncertainty that costs no accuracy.
-func (s Scene) Scan(start int) string {
-	parts := []string{s.disc()}
-	for k := range clockwise {
-		q := clockwise[(start+k)%len(clockwise)]
-		parts = append(parts, q.String()+" "+s.Quadrants[q].Lesion.String())
+// Scan is the description part by part, comma-separated: the optic disc and
+// the four quadrants in the given order, a permutation of 0 to 4 where 4 is the
+// disc. Readers go round in any order; a policy learns a distribution over
+// orders, which is uncertainty that costs no accuracy.
+func (s Scene) Scan(order []int) string {
+	parts := make([]string, 0, len(order))
+	for _, k := range order {
+		if k == discPart {
+			parts = append(parts, s.disc())
+			continue
+		}
+		parts = append(parts, Quadrant(k).String()+" "+s.Quadrants[k].Lesion.String())
 	}
 	return strings.Join(parts, ", ")
 }
+
+// discPart stands for the disc in a scanning order; scanParts is how many parts
+// a scan has.
+const (
+	discPart  = 4
+	scanParts = 5
+)

@@ -48,7 +48,7 @@ func drawComplex(r *rand.Rand, kind rollout.Kind, camera Camera) (Item, error) {
 	return Item{
 		Scenes: scenes, Kind: kind, Level: rollout.Complex, Hard: true,
 		Question: history(r, worst(scenes)) + " " + question, Answer: answer,
-		Short: glance, Long: scanAll(r, scenes) + ": " + conclusion,
+		Short: glance + conclusion, Long: scanAll(r, scenes) + ": " + conclusion,
 	}, nil
 }
 
@@ -120,7 +120,7 @@ func imageOptions(n int) string {
 func scanAll(r *rand.Rand, scenes []Scene) string {
 	parts := make([]string, len(scenes))
 	for i, s := range scenes {
-		parts[i] = ordinals[i] + " " + s.Scan(r.IntN(4))
+		parts[i] = ordinals[i] + " " + s.Scan(r.Perm(scanParts))
 	}
 	return strings.Join(parts, "; ")
 }
