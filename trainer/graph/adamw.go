@@ -10,6 +10,8 @@ import (
 // PyTorch computes it, on float32 master weights.
 type adamw struct {
 	constants trainer.Optimizer
+	layout    *layoutOfWeights
+	train     []bool // per block
 	updates   int       // applied so far with this state: the t of the bias corrections
 	m, v      []float32 // first and second moments, laid out as the weights
 }
@@ -28,20 +30,21 @@ func withDefaults(o trainer.Optimizer) trainer.Optimizer {
 	return o
 }
 
-// newAdamW makes a fresh state for size weights.
-func newAdamW(constants trainer.Optimizer, size int) *adamw {
-	return &adamw{constants: withDefaults(constants), m: make([]float32, size), v: make([]float32, size)}
+// newAdamW makes a fresh state for the blocks of l that train.
+func newAdamW(constants trainer.Optimizer, l *layoutOfWeights, train []bool) *adamw {
+	return &adamw{constants: withDefaults(constants), layout: l, train: train, m: make([]float32, l.size), v: make([]float32, l.size)}
 }
 
 // apply updates the trained blocks of weights by gradient times scale.
-func (o *adamw) apply(l *layoutOfWeights, train []bool, weights, gradient []float32, rate, scale float64) {
+func (o *adamw) apply(weights, gradient []float32, rate, scale float64) {
 	o.updates++
 	b1, b2 := float32(o.constants.Beta1), float32(o.constants.Beta2)
 	step := float32(rate / (1 - math.Pow(o.constants.Beta1, float64(o.updates))))
 	root := float32(math.Sqrt(1 - math.Pow(o.constants.Beta2, float64(o.updates))))
 	eps := float32(o.constants.Epsilon)
+	l := o.layout
 	for i, b := range l.blocks {
-		if !train[i] {
+		if !o.train[i] {
 			continue
 		}
 		keep := float32(1)

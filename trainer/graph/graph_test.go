@@ -184,7 +184,7 @@ func TestGradientsAgainstFiniteDifferences(t *testing.T) {
 			chunks := w.flatten(t, 40, 2)
 			l := newLanes(w.config, w.weights, all(len(w.weights.blocks)), 2)
 			grad := make([]float32, w.weights.size)
-			if err := l.gradients(context.Background(), chunks, w.values, h, testLoss, grad); err != nil {
+			if err := l.gradients(context.Background(), chunks, w.values, task{h, testLoss}, grad); err != nil {
 				t.Fatal(err)
 			}
 			lossAt := func(values []float32) float64 {
@@ -260,7 +260,7 @@ func TestRunsAreEqual(t *testing.T) {
 			l = newLanes(w.config, w.weights, all(len(w.weights.blocks)), 2)
 		}
 		grad := make([]float32, w.weights.size)
-		if err := l.gradients(context.Background(), chunks, w.values, h, testLoss, grad); err != nil {
+		if err := l.gradients(context.Background(), chunks, w.values, task{h, testLoss}, grad); err != nil {
 			t.Fatal(err)
 		}
 		if first == nil {
@@ -309,11 +309,11 @@ func TestPanicsBecomeErrors(t *testing.T) {
 	chunks[0].tokens[0] = 1 << 20
 	l := newLanes(w.config, w.weights, all(len(w.weights.blocks)), 1)
 	grad := make([]float32, w.weights.size)
-	if err := l.gradients(context.Background(), chunks, w.values, head{temperature: 1}, testLoss, grad); err == nil {
+	if err := l.gradients(context.Background(), chunks, w.values, task{head{temperature: 1}, testLoss}, grad); err == nil {
 		t.Fatal("no error")
 	}
 	chunks[0].tokens[0] = 2
-	if err := l.gradients(context.Background(), chunks, w.values, head{temperature: 1}, testLoss, grad); err != nil {
+	if err := l.gradients(context.Background(), chunks, w.values, task{head{temperature: 1}, testLoss}, grad); err != nil {
 		t.Errorf("after a failed run: %v", err)
 	}
 }

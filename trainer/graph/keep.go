@@ -232,10 +232,10 @@ func readOptimizer(dir string) (*optimizerState, error) {
 }
 
 // restore fills an optimizer from the state.
-func (o *optimizerState) restore(l *layoutOfWeights, to *adamw) error {
+func (o *optimizerState) restore(to *adamw) error {
 	to.updates = o.updates
 	for kind, moments := range map[string][]float32{"m.": to.m, "v.": to.v} {
-		for _, e := range l.entries {
+		for _, e := range to.layout.entries {
 			tensor, ok := o.tensors[kind+e.spec.Name]
 			if !ok || !slices.Equal(tensor.Shape, e.spec.Shape) {
 				return fmt.Errorf("optimizer state of %s%s has shape %v, want %v", kind, e.spec.Name, tensor.Shape, e.spec.Shape)

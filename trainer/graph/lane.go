@@ -100,9 +100,15 @@ func (l *lanes) logprobs(ctx context.Context, chunks []*chunk, values []float32,
 	})
 }
 
+// task is what is differentiated.
+type task struct {
+	head head
+	loss lossFunc
+}
+
 // gradients runs the chunks with the loss and sets sum to the gradient of its
 // total.
-func (l *lanes) gradients(ctx context.Context, chunks []*chunk, values []float32, h head, loss lossFunc, sum []float32) error {
+func (l *lanes) gradients(ctx context.Context, chunks []*chunk, values []float32, of task, sum []float32) error {
 	for _, at := range l.list {
 		clear(at.grads)
 	}
@@ -111,7 +117,7 @@ func (l *lanes) gradients(ctx context.Context, chunks []*chunk, values []float32
 		if err != nil {
 			return err
 		}
-		if err := n.run(c, h, loss); err != nil {
+		if err := n.run(c, of.head, of.loss); err != nil {
 			return err
 		}
 		return n.addGradients(at.grads)

@@ -248,11 +248,11 @@ func TestAdamWAgainstDefinition(t *testing.T) {
 		want[i] = float64(v)
 	}
 	const rate, scale, b1, b2, eps, decay = 0.01, 0.7, 0.9, 0.999, 1e-8, 0.1
-	o := newAdamW(trainer.Optimizer{WeightDecay: decay}, 12)
+	o := newAdamW(trainer.Optimizer{WeightDecay: decay}, l, train)
 	m, v := make([]float64, 12), make([]float64, 12)
 	for step := 1; step <= 20; step++ {
 		g := normal(12, uint64(100+step))
-		o.apply(l, train, w, g, rate, scale)
+		o.apply(w, g, rate, scale)
 		for i := range 10 {
 			d := float64(g[i]) * scale
 			m[i], v[i] = b1*m[i]+(1-b1)*d, b2*v[i]+(1-b2)*d*d

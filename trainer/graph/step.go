@@ -43,7 +43,7 @@ func (t *Trainer) Step(ctx context.Context, step int, advantages trainer.Advanta
 	if clip := advantages.Options.GradClip; clip > 0 && report.GradNorm > clip {
 		scale = clip / (report.GradNorm + 1e-6)
 	}
-	s.optimizer.apply(s.weights, s.train, s.values, s.gradient, advantages.Options.LearningRate, scale)
+	s.optimizer.apply(s.values, s.gradient, advantages.Options.LearningRate, scale)
 	report.Seconds = time.Since(start).Seconds()
 	t.peak = max(t.peak, heapBytes())
 	report.PeakBytes = t.peak
@@ -81,7 +81,7 @@ func (s *stage) differentiate(ctx context.Context, b *loaded, advantages trainer
 	if err != nil {
 		return trainer.Report{}, err
 	}
-	if err := s.lanes.gradients(ctx, b.chunks, s.values, h, o.chunk, s.gradient); err != nil {
+	if err := s.lanes.gradients(ctx, b.chunks, s.values, task{h, o.chunk}, s.gradient); err != nil {
 		return trainer.Report{}, err
 	}
 	report := o.report()

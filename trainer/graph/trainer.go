@@ -96,9 +96,9 @@ func (t *Trainer) open(ctx context.Context, s trainer.Stage) (*stage, error) {
 	if made.train, err = made.weights.trainable(s.Frozen); err != nil {
 		return nil, err
 	}
-	made.optimizer = newAdamW(s.Optimizer, made.weights.size)
+	made.optimizer = newAdamW(s.Optimizer, made.weights, made.train)
 	if state != nil {
-		if err := state.restore(made.weights, made.optimizer); err != nil {
+		if err := state.restore(made.optimizer); err != nil {
 			return nil, fmt.Errorf("resume point %s: %w", s.Resume, err)
 		}
 	}

@@ -328,7 +328,8 @@ func TestCancelledStepIsNotDone(t *testing.T) {
 func FuzzOptimizerState(f *testing.F) {
 	dir := f.TempDir()
 	config := writeModel(f, filepath.Join(dir, "model"), small(), 3)
-	s := &stage{weights: arrange(config), optimizer: newAdamW(trainer.Optimizer{}, arrange(config).size), step: 4}
+	l := arrange(config)
+	s := &stage{weights: l, optimizer: newAdamW(trainer.Optimizer{}, l, all(len(l.blocks))), step: 4}
 	good, err := safetensors.Encode(s.snapshot())
 	if err != nil {
 		f.Fatal(err)
@@ -348,8 +349,8 @@ func FuzzOptimizerState(f *testing.F) {
 		if state.step < 0 || state.updates < 0 {
 			t.Errorf("step %d, updates %d", state.step, state.updates)
 		}
-		to := newAdamW(trainer.Optimizer{}, s.weights.size)
-		if err := state.restore(s.weights, to); err == nil && to.updates != state.updates {
+		to := newAdamW(trainer.Optimizer{}, l, all(len(l.blocks)))
+		if err := state.restore(to); err == nil && to.updates != state.updates {
 			t.Errorf("restored %d updates of %d", to.updates, state.updates)
 		}
 	})
