@@ -74,7 +74,7 @@ func TestClustersWiden(t *testing.T) {
 
 // TestBootstrapCoverage: about 95 of 100 intervals hold the true share.
 func TestBootstrapCoverage(t *testing.T) {
-	const runs, records, truth = 300, 80, 0.3
+	const runs, records, truth = 200, 60, 0.3
 	rng := rand.New(rand.NewPCG(5, 6))
 	held := 0
 	for run := range runs {
@@ -82,7 +82,7 @@ func TestBootstrapCoverage(t *testing.T) {
 		for i := range records {
 			items = append(items, item{fmt.Sprint(i), indicator(rng.Float64() < truth)})
 		}
-		e := estimate(items, false, Options{Resamples: 300, Seed: uint64(run)})
+		e := estimate(items, false, Options{Resamples: 200, Seed: uint64(run)})
 		held += int(indicator(e.Low <= truth && truth <= e.High))
 	}
 	if share := float64(held) / runs; share < 0.90 || share > 0.99 {

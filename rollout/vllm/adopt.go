@@ -16,8 +16,9 @@ import (
 // when they come back. It fails with a *rollout.QuorumError when fewer than the
 // quorum succeeded, and refuses offers older than the last one.
 func (f *Fleet) Adopt(ctx context.Context, offer rollout.Offer) (rollout.Adopted, error) {
-	if offer.Transport != rollout.ByDirectory || offer.Path == "" {
-		return rollout.Adopted{}, fmt.Errorf("offer of policy %s: transport is %q with path %q, want directory with a path",
+	directory := offer.Transport == rollout.ByDirectory && offer.Path != ""
+	if !directory && offer.Transport != rollout.AsServed {
+		return rollout.Adopted{}, fmt.Errorf("offer of policy %s: transport is %q with path %q, want directory with a path, or as_served",
 			offer.Policy, offer.Transport, offer.Path)
 	}
 	select {
@@ -155,7 +156,7 @@ func (f *Fleet) awaitStart(ctx context.Context, s *server) error {
 func (f *Fleet) change(ctx context.Context, s *server, offer rollout.Offer) (took time.Duration, err error) {
 	started := time.Now()
 	name, err := f.modelName(ctx, s)
-	if err == nil {
+	if err == nil && offer.Transport != rollout.AsServed {
 		err = s.reload(ctx, offer.Path)
 	}
 	if err == nil {
