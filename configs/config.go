@@ -39,7 +39,7 @@ type Model struct {
 
 // Data is the section data.
 type Data struct {
-	Prompts     string  `key:"prompts" range:"ophthareason or short" help:"which system text and question suffixes the policy is shown; ophthareason are those of the released models, byte for byte"`
+	Prompts     string  `key:"prompts" range:"ophthareason or micro" help:"which system text and question suffixes the policy is shown; ophthareason are those of the released models, byte for byte"`
 	ImagesFirst bool    `key:"images_first" help:"images before the text of the user's message (VLM-R1) instead of after it (the authors' evaluation)"`
 	MaxImages   int     `key:"max_images" unit:"images" range:">= 1" help:"most images of a record; the first ones are used, the others counted"`
 	MaxBadShare float64 `key:"max_bad_share" range:"0 to 1" help:"share of records that may be unreadable before a run refuses to start"`

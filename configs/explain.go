@@ -180,3 +180,28 @@ func diffStages(a, b []Stage) []Difference {
 	}
 	return out
 }
+
+// Value is one key of a configuration with its value as text.
+type Value struct {
+	Key   string
+	Class Class
+	Text  string
+}
+
+// Values lists every key of c, those of stages under stages.NAME.field.
+func (c Config) Values() []Value {
+	var out []Value
+	root := reflect.ValueOf(c)
+	for _, key := range Keys() {
+		short, ofStage := strings.CutPrefix(key.Name, stagesPrefix)
+		if !ofStage {
+			out = append(out, Value{key.Name, key.Class, fmt.Sprint(plain(root.FieldByIndex(key.index)))})
+			continue
+		}
+		for _, stage := range c.Stages {
+			text := fmt.Sprint(plain(reflect.ValueOf(stage).FieldByIndex(key.index)))
+			out = append(out, Value{fmt.Sprintf("stages.%s.%s", stage.Name, short), key.Class, text})
+		}
+	}
+	return out
+}

@@ -53,7 +53,7 @@ func (c Config) Validate() []*Problem {
 	found.require(c.Model.Path != "", "model.path", "names no model directory")
 	found.atLeast("model.min_pixels", c.Model.MinPixels, 28*28)
 	found.require(c.Model.MaxPixels >= c.Model.MinPixels, "model.max_pixels", "%d is less than model.min_pixels, %d", c.Model.MaxPixels, c.Model.MinPixels)
-	found.oneOf("data.prompts", c.Data.Prompts, "ophthareason", "short")
+	found.oneOf("data.prompts", c.Data.Prompts, "ophthareason", "micro")
 	found.atLeast("data.max_images", c.Data.MaxImages, 1)
 	found.between("data.max_bad_share", c.Data.MaxBadShare, 0, 1)
 	c.validateStages(&found)

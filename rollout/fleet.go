@@ -66,6 +66,7 @@ const (
 	ByDirectory Transport = "directory" // a Hugging Face directory that the servers can read
 	ByLoRA      Transport = "lora"      // an adapter directory, loaded under a fresh name
 	ByNCCL      Transport = "nccl"      // a broadcast that both sides take part in
+	AsServed    Transport = "as_served" // nothing travels: the servers hold the weights already
 )
 
 // Offer announces new weights. It is not yet a transfer: Fleet.Adopt starts it.

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"log/slog"
+
+	"github.com/spf13/cobra"
+
+	"github.com/uadt-train/uadt-train/configs"
+)
+
+// rootCommand builds the command tree. Training is the root itself.
+func (m *Main) rootCommand(w *watch) *cobra.Command {
+	var t trainFlags
+	root := &cobra.Command{
+		Use:   "uadt-train --config FILE",
+		Short: "train ophthalmic vision-language models by GRPO + UADT",
+		Long: `uadt-train trains ophthalmic vision-language models by GRPO + UADT
+(uncertainty-aware dynamic thinking), on a laptop or on a cluster.
+
+With --config it runs a recipe. A run directory that exists and is incomplete
+is resumed if its configuration agrees; --fresh starts anew beside it.
+The first Ctrl-C finishes the step, saves a checkpoint and stops; the second
+stops at once. Both leave a run that can be resumed.
+
+UADT's exact formula is unpublished: the one here is a reconstruction.
+Nothing here is for clinical use.
+
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 stopped and resumable,
+4 a fleet, bus or trainer could not be reached, 130 interrupted twice.`,
+		SilenceErrors: true, SilenceUsage: true,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usagef("unknown command %q; uadt-train --help lists them", args[0])
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if t.config.file == "" {
+				return cmd.Help()
+			}
+			return m.train(cmd.Context(), w.admit, t)
+		},
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	t.bind(root)
+	root.AddCommand(m.commands(w)...)
+	return root
+}
+
+// configFlags are the flags of every command that reads a recipe.
+type configFlags struct {
+	file string
+	set  []string
+}
+
+func (c *configFlags) bind(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&c.file, "config", "", "YAML recipe")
+	cmd.Flags().StringArrayVar(&c.set, "set", nil, "key=value, over the recipe; may be given again")
+}
+
+func (c *configFlags) load(m *Main) (configs.Loaded, error) {
+	return configs.Load(configs.Request{File: c.file, Set: c.set, Env: m.Env})
+}
+
+// logger returns the structured logger on stderr that a recipe asks for.
+func (m *Main) logger(level, format string) *slog.Logger {
+	options := &slog.HandlerOptions{Level: slog.LevelInfo}
+	switch level {
+	case "debug":
+		options.Level = slog.LevelDebug
+	case "warn":
+		options.Level = slog.LevelWarn
+	case "error":
+		options.Level = slog.LevelError
+	}
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(m.Stderr, options))
+	}
+	return slog.New(slog.NewTextHandler(m.Stderr, options))
+}
