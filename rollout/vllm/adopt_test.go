@@ -261,3 +261,27 @@ func TestServerThatNeverStarts(t *testing.T) {
 		t.Errorf("error %v, want a quorum error about a dead server", err)
 	}
 }
+
+// TestAsServed: servers that nobody trains are asked with the weights they
+// hold; nothing is paused or loaded, and a restarted one is verified anew.
+func TestAsServed(t *testing.T) {
+	f := newFake(t)
+	f.path = "/weights/its-own"
+	fleet := fleetOn(t, nil, f)
+	offer := rollout.Offer{Policy: offerOf(0).Policy, Transport: rollout.AsServed}
+	if _, err := fleet.Adopt(bounded(t), offer); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fleet.Sample(bounded(t), jobOf("j1", offer.Policy)); err != nil {
+		t.Error(err)
+	}
+	f.mu.Lock()
+	f.start++
+	f.mu.Unlock()
+	eventually(t, fleet, "verified anew", func() bool {
+		return f.called("/v1/models") == 2 && fleet.servers[0].serves(offer.Policy)
+	})
+	if f.called("/pause") != 0 || f.called("/collective_rpc") != 0 || f.path != "/weights/its-own" {
+		t.Errorf("calls %v", f.routes)
+	}
+}
