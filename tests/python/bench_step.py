@@ -116,7 +116,7 @@ def gorgonia(runs: int) -> dict[str, Any]:
         "-run",
         "^$",
         "-bench",
-        "BenchmarkStep/step/rows=128",
+        "BenchmarkStep/step/rows=16x8",
         "-benchtime",
         f"{runs}x",
     ]

@@ -11,7 +11,7 @@ import (
 type adamw struct {
 	constants trainer.Optimizer
 	layout    *layoutOfWeights
-	train     []bool // per block
+	train     []bool    // per block
 	updates   int       // applied so far with this state: the t of the bias corrections
 	m, v      []float32 // first and second moments, laid out as the weights
 }
