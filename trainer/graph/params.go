@@ -121,6 +121,11 @@ func (l *layoutOfWeights) read(model *checkpoint.Model) ([]float32, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read weights: %w", err)
 		}
+		for i, v := range data {
+			if !finite(float64(v)) {
+				return nil, fmt.Errorf("read weights: %w", &checkpoint.TensorError{Dir: model.Dir(), Name: name, Err: fmt.Errorf("element %d is %v", i, v)})
+			}
+		}
 		copy(values[e.offset:], data)
 	}
 	return values, nil

@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"math"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/uadt-train/uadt-train/internal/checkpoint"
+	"github.com/uadt-train/uadt-train/internal/qwenvl"
+	"github.com/uadt-train/uadt-train/internal/safetensors"
 	"github.com/uadt-train/uadt-train/rollout"
 	"github.com/uadt-train/uadt-train/trainer"
 )
@@ -161,6 +165,46 @@ func TestOptionsReportEverything(t *testing.T) {
 	for _, word := range []string{"WorkDir", "Lanes", "ChunkRows", "MaxPixels"} {
 		if err == nil || !strings.Contains(err.Error(), word) {
 			t.Errorf("%s is not reported: %v", word, err)
+		}
+	}
+}
+
+// TestBadModelsAreRefused names the tensor that is missing, mis-shaped or not
+// finite.
+func TestBadModelsAreRefused(t *testing.T) {
+	config, err := qwenvl.ParseConfig(configJSON(small()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := arrange(config)
+	const name = "model.layers.1.mlp.up_proj.weight"
+	for what, spoil := range map[string]func(m map[string]safetensors.Tensor){
+		"not in the checkpoint": func(m map[string]safetensors.Tensor) { delete(m, name) },
+		"wrong shape": func(m map[string]safetensors.Tensor) {
+			m[name] = safetensors.FromFloat32(make([]float32, 6), 2, 3)
+		},
+		"is NaN": func(m map[string]safetensors.Tensor) {
+			values := make([]float32, m[name].Len())
+			values[3] = float32(math.NaN())
+			m[name] = safetensors.FromFloat32(values, m[name].Shape...)
+		},
+	} {
+		dir := filepath.Join(t.TempDir(), "model")
+		tensors := l.tensors(randomWeights(l, 1))
+		spoil(tensors)
+		if _, err := checkpoint.Write(dir, checkpoint.Contents{Files: map[string][]byte{"config.json": configJSON(small())}, Tensors: tensors}); err != nil {
+			t.Fatal(err)
+		}
+		backend, err := New(Options{WorkDir: t.TempDir()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = backend.Begin(context.Background(), trainer.Stage{Name: "s", Model: dir})
+		if err == nil || !strings.Contains(err.Error(), what) || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", what, err)
+		}
+		if err := backend.Close(); err != nil {
+			t.Error(err)
 		}
 	}
 }
