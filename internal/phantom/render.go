@@ -40,7 +40,7 @@ func Render(s Scene, size int) *image.RGBA {
 	}
 	discX += 0.04 * (r.Float64() - 0.5)
 	discY := 0.06 * (r.Float64() - 0.5)
-	c.blob(-0.1*discX, 0, 0.17, [3]float64{0.45, 0.16, 0.07}, 0.55, true) // macula
+	c.blob(-0.1*discX, 0, look{0.17, [3]float64{0.45, 0.16, 0.07}, 0.55, true}) // macula
 	c.vessels(r, discX, discY)
 	c.disc(r, discX, discY, s.Cupped)
 	for q, f := range s.Quadrants {
@@ -113,11 +113,11 @@ func (c *canvas) disc(r *rand.Rand, x, y float64, cupped bool) {
 	if cupped {
 		cup = 0.72 + 0.12*r.Float64()
 	}
-	c.blob(x, y, radius, [3]float64{0.93, 0.66, 0.36}, 0.95, false)
-	c.blob(x, y, radius*cup, [3]float64{1, 0.95, 0.80}, 0.95, false)
+	c.blob(x, y, look{radius, [3]float64{0.93, 0.66, 0.36}, 0.95, false})
+	c.blob(x, y, look{radius * cup, [3]float64{1, 0.95, 0.80}, 0.95, false})
 }
 
-// look is how one kind of lesion is drawn.
+// look is how a round spot is drawn; soft rims fade, hard ones end.
 type look struct {
 	radius float64
 	colour [3]float64
@@ -148,20 +148,22 @@ func (c *canvas) finding(r *rand.Rand, q Quadrant, f Finding, contrast float64) 
 				break
 			}
 		}
-		size := l.radius * f.Size * (0.85 + 0.3*r.Float64())
-		c.blob(sx*x, sy*y, size, l.colour, l.alpha*contrast, l.soft)
+		mark := l
+		mark.radius *= f.Size * (0.85 + 0.3*r.Float64())
+		mark.alpha *= contrast
+		c.blob(sx*x, sy*y, mark)
 	}
 }
 
-// blob mixes a round spot into the picture, with a hard or a soft rim.
-func (c *canvas) blob(x, y, radius float64, colour [3]float64, alpha float64, soft bool) {
+// blob mixes a round spot of the given look into the picture.
+func (c *canvas) blob(x, y float64, l look) {
 	pixel := 2 / float64(c.size)
-	c.around(x, y, 2*radius+2*pixel, func(i int, d float64) {
-		m := clamp01((radius-d)/pixel + 0.5)
-		if soft {
-			m = math.Exp(-d * d / (radius * radius))
+	c.around(x, y, 2*l.radius+2*pixel, func(i int, d float64) {
+		m := clamp01((l.radius-d)/pixel + 0.5)
+		if l.soft {
+			m = math.Exp(-d * d / (l.radius * l.radius))
 		}
-		c.mix(i, colour, alpha*m)
+		c.mix(i, l.colour, l.alpha*m)
 	})
 }
 
