@@ -23,9 +23,9 @@ func (a *admission) admit(ctx context.Context) (rollout.Job, error) {
 	if err := r.slots.charge(ctx, a.step); err != nil {
 		return rollout.Job{}, fmt.Errorf("slot for step %d: %w", a.step, err)
 	}
-	question, epoch, err := r.stage.Source.Next(ctx)
+	question, epoch, err := draw(ctx, r.o, r.stage, a.step)
 	if err != nil {
-		return rollout.Job{}, fmt.Errorf("stage %s step %d: next question: %w", r.stage.Name, a.step, err)
+		return rollout.Job{}, err
 	}
 	sampling := r.o.RL.Sampling
 	sampling.Seed = rollout.BaseSeed(r.o.Seed, r.stage.Name, question.ID, epoch, 0)
@@ -44,4 +44,14 @@ func (a *admission) admit(ctx context.Context) (rollout.Job, error) {
 	a.next++
 	r.books.admit(1)
 	return job, nil
+}
+
+// draw takes the next question of a stage's source, within a deadline.
+func draw(ctx context.Context, o Options, stage Stage, step int) (question rollout.Question, epoch int, err error) {
+	err = bounded(ctx, await{fmt.Sprintf("stage %s step %d, next question", stage.Name, step), o.Limits.Store, "the data and its disk"},
+		func(ctx context.Context) error {
+			question, epoch, err = stage.Source.Next(ctx)
+			return err
+		})
+	return question, epoch, err
 }

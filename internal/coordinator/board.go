@@ -125,6 +125,18 @@ func (b *board) offer(version int) rollout.Offer {
 	return b.offers[version]
 }
 
+// forget drops what only checkpoints up to step m need, so that memory does not
+// grow with the steps.
+func (b *board) forget(m int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for n := range b.ends {
+		if n <= m {
+			delete(b.ends, n)
+		}
+	}
+}
+
 // end returns where the stage stood after batch n.
 func (b *board) end(n int) batchEnd {
 	b.mu.Lock()

@@ -27,5 +27,13 @@
 // Checkpoint m is snapshot right after step m, and sealed (manifest last) once
 // the batches up to m+max_staleness are durable and the evaluations of
 // versions below m are recorded: a resume then needs no policy older than the
-// checkpoint's own.
+// checkpoint's own. It follows that a stage which is stopped trains to the last
+// step m for which nothing sampled is thrown away, and samples on to
+// m+max_staleness, before it seals.
+//
+// # Limits
+//
+// A policy is replaced only when no job of it is left, refills included, on the
+// whole fleet: the stragglers of a batch hold back the next version's jobs even
+// on servers that are idle.
 package coordinator

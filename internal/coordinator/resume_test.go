@@ -222,3 +222,31 @@ func TestMoreStepsThanBefore(t *testing.T) {
 		}
 	}
 }
+
+// TestMovedRunResumes: the reference is a checkpoint of the run itself, and
+// goes with it.
+func TestMovedRunResumes(t *testing.T) {
+	whole := mustKit(t, t.TempDir(), 1, full(0))
+	want := whole.finish(t)
+	before, after := filepath.Join(t.TempDir(), "before"), filepath.Join(t.TempDir(), "after")
+	k := mustKit(t, before, 1, full(0))
+	admit, stop := context.WithCancel(t.Context())
+	defer stop()
+	k.events.hook = func(e telemetry.Event) {
+		if s, ok := e.(telemetry.StepDone); ok && s.Global == 5 {
+			stop()
+		}
+	}
+	if _, err := k.run(patient(t), admit); !Stopped(err) {
+		t.Fatal(err)
+	}
+	if err := os.Rename(before, after); err != nil {
+		t.Fatal(err)
+	}
+	k = mustKit(t, after, 2, full(0))
+	sameRuns(t, want, k.finish(t), whole.store, k.store)
+	state := State{Reference: &trainer.Reference{Path: "models/x"}}
+	if r, here := relative(state.Reference, "/runs/checkpoints"); here || r != state.Reference || state.reference("/runs") != state.Reference {
+		t.Errorf("a path as the user wrote it was changed to %s", r.Path)
+	}
+}

@@ -164,7 +164,7 @@ func (c *Coordinator) begin() (stage int, at place, s start, err error) {
 			return i + 1, place{offset: offset + candidate.Steps}, c.successor(), nil
 		}
 		return i, place{step: state.StageStep, offset: offset}, start{
-			resume: &state, dir: c.o.Resume.Dir, reference: state.Reference,
+			resume: &state, dir: c.o.Resume.Dir, reference: state.reference(filepath.Dir(c.o.Resume.Dir)),
 			update: state.Update, badSteps: state.BadSteps, counts: state.Counts, shaper: state.Shaper,
 		}, nil
 	}

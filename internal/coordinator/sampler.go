@@ -45,6 +45,7 @@ func (r *ring) enter(ctx context.Context, v int) (bool, error) {
 	b.update(func() {
 		if on = !over(); on {
 			b.entered = v
+			delete(b.offers, v-1)
 		}
 	})
 	if on {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -18,8 +19,9 @@ type saver struct {
 	c     *Coordinator
 	stage Stage
 
-	hands    *crew // of the checkpoint being written; nil when there is none
-	at       int   // step of the stage of the last checkpoint begun
+	opened   string // directory of the checkpoint being written
+	hands    *crew  // of the checkpoint being written; nil when there is none
+	at       int    // step of the stage of the last checkpoint begun
 	snapshot time.Duration
 
 	mu   sync.Mutex
@@ -34,9 +36,10 @@ type sealed struct {
 
 // request is one checkpoint to take.
 type request struct {
-	step  int // of the stage
-	state State
-	pin   bool
+	step      int // of the stage
+	state     State
+	reference *trainer.Reference
+	pin       bool
 	// complete waits until everything that the checkpoint builds upon is durable
 	// and adds to state what is known only then.
 	complete func(ctx context.Context, state *State) error
@@ -68,7 +71,7 @@ func (s *saver) begin(ctx context.Context, q request) error {
 	if err != nil {
 		return err
 	}
-	s.at, s.snapshot = q.step, parts.Now().Sub(started)
+	s.at, s.snapshot, s.opened = q.step, parts.Now().Sub(started), dir
 	s.hands = newCrew(ctx)
 	s.hands.run(func(ctx context.Context) error { return s.finish(ctx, q, pending, started) })
 	return nil
@@ -91,6 +94,7 @@ func (s *saver) finish(ctx context.Context, q request, pending trainer.Pending, 
 	if err := q.complete(ctx, &state); err != nil {
 		return err
 	}
+	state.Reference, state.ReferenceHere = relative(q.reference, filepath.Dir(s.opened))
 	document, err := json.MarshalIndent(state, "", "  ")
 	if err != nil {
 		return fmt.Errorf("checkpoint %d: %w", state.Step, err)
@@ -145,10 +149,10 @@ func (r *ring) save(ctx context.Context) error {
 	state := State{
 		Version: stateVersion, Seed: r.o.Seed, Step: r.global(m), Stage: r.stage.Name, StageStep: m,
 		Update: r.update, BadSteps: r.badSteps, Shaper: &shaper,
-		Reference: r.start.reference, Counts: Counts{Trained: r.trained, Dropped: r.refused},
+		Counts: Counts{Trained: r.trained, Dropped: r.refused},
 	}
 	last := min(m+r.o.RL.MaxStaleness, r.stage.Steps)
-	return r.saver.begin(ctx, request{step: m, state: state, pin: m == r.stage.Steps, complete: func(ctx context.Context, state *State) error {
+	return r.saver.begin(ctx, request{step: m, state: state, reference: r.start.reference, pin: m == r.stage.Steps, complete: func(ctx context.Context, state *State) error {
 		b := r.board
 		err := b.wait(ctx, func() bool { return b.durable >= last && b.evaluated >= m-1 })
 		if err != nil {
@@ -163,6 +167,7 @@ func (r *ring) save(ctx context.Context) error {
 		if !c.Closed() {
 			return &CountError{Counts: *c}
 		}
+		b.forget(m)
 		return nil
 	}})
 }
@@ -174,4 +179,25 @@ func (r *ring) durable(m, last int) []rollout.JobID {
 		jobs = append(jobs, r.board.end(n).groups...)
 	}
 	return jobs
+}
+
+// relative returns r with its path relative to folder, and true, when it lies
+// below it.
+func relative(r *trainer.Reference, folder string) (*trainer.Reference, bool) {
+	if r == nil {
+		return nil, false
+	}
+	path, err := filepath.Rel(folder, r.Path)
+	if err != nil || !filepath.IsLocal(path) {
+		return r, false
+	}
+	return &trainer.Reference{Path: path, Digest: r.Digest}, true
+}
+
+// reference undoes relative.
+func (s State) reference(folder string) *trainer.Reference {
+	if !s.ReferenceHere || s.Reference == nil {
+		return s.Reference
+	}
+	return &trainer.Reference{Path: filepath.Join(folder, s.Reference.Path), Digest: s.Reference.Digest}
 }

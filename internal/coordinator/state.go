@@ -43,9 +43,12 @@ type State struct {
 	Shaper *uadt.State `json:"shaper,omitempty"`
 	// Policy is the version that StageStep made (zero outside RL stages); its
 	// incarnation is that of the coordinator that wrote the checkpoint.
-	Policy    rollout.Policy     `json:"policy"`
-	Saved     trainer.Saved      `json:"saved"`
-	Reference *trainer.Reference `json:"reference,omitempty"`
+	Policy rollout.Policy `json:"policy"`
+	Saved  trainer.Saved  `json:"saved"`
+	// Reference is what KL is measured against. With ReferenceHere its path is
+	// relative to the folder of the checkpoints, so that a run may be moved.
+	Reference     *trainer.Reference `json:"reference,omitempty"`
+	ReferenceHere bool               `json:"reference_here,omitempty"`
 	// Ahead is the last batch that this checkpoint knows to be durable, and
 	// Durable lists the groups of those after StageStep: admitted, not trained.
 	Ahead   int             `json:"ahead"`

@@ -87,12 +87,12 @@ func (s *supervised) encode(ctx context.Context, n int) (records, error) {
 	hands := newCrew(ctx)
 	room := make(tokens, runtime.GOMAXPROCS(0))
 	for i := range b.groups {
-		q, _, err := s.stage.Source.Next(ctx)
+		q, _, err := draw(ctx, o, s.stage, n)
 		if err == nil {
 			err = room.take(hands.ctx)
 		}
 		if err != nil {
-			hands.fail(fmt.Errorf("stage %s step %d: next record: %w", s.stage.Name, n, err))
+			hands.fail(err)
 			break
 		}
 		hands.run(func(ctx context.Context) error {
