@@ -63,21 +63,27 @@ func (o Options) record(split string, item Item, index int, images []string) dat
 	return rec
 }
 
+// corpusItems is how many captions and questions a corpus holds.
+const corpusItems = 400
+
 // Corpus is text of the kind that the sets made with o consist of, for
-// learning a tokenizer: captions, questions, traces and answers, none of them
-// of a split that is written. The length is a multiple of the counts of Kinds.
+// learning a tokenizer: chat turns with captions, questions, traces and
+// answers, complex ones among them, none of a split that is written.
 func Corpus(o Options) ([]string, error) {
 	o = o.withDefaults()
 	var texts []string
-	const items = 400
-	for i := range items {
-		r := stream(o.Seed, "corpus-captions", i)
-		caption := drawCaption(r, Clinic)
-		item, err := o.Question("corpus", i)
+	for i := range corpusItems {
+		of := o
+		if i%40 == 39 { // their words, too rare to displace those of basic ones
+			of.ComplexShare = 1
+		}
+		caption := drawCaption(stream(o.Seed, "corpus-captions", i), Clinic)
+		item, err := of.Question("corpus", i)
 		if err != nil {
 			return nil, err
 		}
-		texts = append(texts, caption.Instruction, caption.Text, item.Question,
+		texts = append(texts, "system\n"+dataset.MicroPrompt().System, "user\n"+item.Question, "assistant\n",
+			caption.Instruction, caption.Text,
 			dataset.Response(item.Short, item.Answer), dataset.Response(item.Long, item.Answer))
 	}
 	return texts, nil

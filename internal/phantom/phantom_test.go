@@ -382,7 +382,7 @@ func TestCorpusHoldsNoSplitItem(t *testing.T) {
 		t.Fatal(err)
 	}
 	seen := strings.Join(texts, "\n")
-	for _, word := range []string{"microaneurysms", "<think>at a glance, ", "glaucoma", "lower right", "</answer>"} {
+	for _, word := range []string{"microaneurysms", "<think>at a glance, ", "glaucoma", "lower right", "</answer>", "assistant", "Think, then answer.", "pressure"} {
 		if !strings.Contains(seen, word) {
 			t.Errorf("corpus lacks %q", word)
 		}
