@@ -84,7 +84,7 @@ func drawCount(r *rand.Rand, camera Camera) (Item, error) {
 		return Item{}, errDraw("count")
 	}
 	n := s.Affected()
-	return asked{s, "How many quadrants have lesions? " + countOptions,
+	return asked{s, "Count the quadrants with lesions. " + countOptions,
 		countPhrase(n), letter(n - 1)}.item(r), nil
 }
 

@@ -95,7 +95,7 @@ func solve(item Item, count map[string]int, cupped bool) string {
 	affected := 4 - count["clear"]
 	names := []string{"microaneurysms", "haemorrhages", "exudates", "drusen"}
 	switch {
-	case strings.HasPrefix(item.Question, "How many"):
+	case strings.HasPrefix(item.Question, "Count"):
 		return string("?ABCD"[affected])
 	case strings.HasPrefix(item.Question, "Three or more"):
 		if affected >= 3 {
