@@ -18,9 +18,10 @@
 //
 //	v(n) = max(0, n-1-max_staleness)
 //
-// whatever the timing, so that a run has the same bits synchronous or not
-// killed and resumed. Global steps count the batches of all stages from 1;
-// updates count optimizer updates of the whole run from 1.
+// counted from the stage's start (a second RL stage publishes higher numbers
+// than the first), whatever the timing: so a run has the same bits unbroken or
+// killed and resumed, on one server or on many. Global steps count the batches
+// of all stages from 1; updates count optimizer updates of the whole run from 1.
 //
 // # Checkpoints
 //

@@ -56,7 +56,7 @@ func (r *ring) evaluate(ctx context.Context, v int) error {
 	if t.dropped > 0 {
 		r.alarm(v, "evaluation_incomplete", "%d evaluation jobs of version %d were dropped", t.dropped, v)
 	}
-	line := map[string]any{"step": int64(r.global(v)), "stage": r.stage.Name, "policy_version": int64(v),
+	line := map[string]any{"step": int64(r.global(v)), "stage": r.stage.Name, "policy_version": int64(r.base + v),
 		"time": r.now().UTC().Format(time.RFC3339Nano)}
 	err = r.putMetrics(ctx, "eval", v, line, values)
 	r.emit(telemetry.Evaluated{Stage: r.stage.Name, Global: r.global(v), Metrics: values})

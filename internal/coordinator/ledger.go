@@ -46,7 +46,7 @@ func (r *ring) row(l *learned, e *example, k int) map[string]any {
 		"finish": t.Finish.String(), "missing": s.Missing, "correct": s.Correct,
 		"temperature": e.Job.Sampling.Temperature,
 		"length":      int64(len(t.Tokens)), "prompt_tokens": int64(len(g.PromptTokens)), "logprob_sum": sum(t.Logprobs),
-		"policy_sent": int64(g.PolicySent.Version), "policy_received": int64(g.PolicyReceived.Version), "policy_scored": int64(l.batch.step - 1),
+		"policy_sent": int64(g.PolicySent.Version), "policy_received": int64(g.PolicyReceived.Version), "policy_scored": int64(r.base + l.batch.step - 1),
 		"seed": g.Seed + int64(k), "server": g.Server, "text": t.Text,
 	}
 	if !s.Missing {

@@ -25,7 +25,7 @@ func (r *ring) record(ctx context.Context, l *learned) error {
 	}
 	values := r.values(l)
 	now := r.now()
-	line := map[string]any{"step": int64(r.global(n)), "stage": r.stage.Name, "policy_version": int64(n),
+	line := map[string]any{"step": int64(r.global(n)), "stage": r.stage.Name, "policy_version": int64(r.base + n),
 		"time": now.UTC().Format(time.RFC3339Nano), "entropy/estimator": string(l.shaped.Estimator)}
 	if err := r.putMetrics(ctx, "step", n, line, values); err != nil {
 		return err

@@ -236,6 +236,40 @@ func TestStagesFollowEachOther(t *testing.T) {
 	}
 }
 
+// TestTwoRLStages: the fleet is never offered an older version than it has, and
+// tau starts anew unless it is to be carried.
+func TestTwoRLStages(t *testing.T) {
+	run := func(carry bool) (*kit, Result) {
+		k := mustKit(t, t.TempDir(), 1, func(k *kit, _ *trainertest.Script) {
+			first, second := k.options.Stages[0], k.options.Stages[0]
+			first.Steps, second.Steps, second.Name, second.Source = 2, 3, "rl2", &listSource{records: 7}
+			k.options.Stages = []Stage{first, second}
+			k.options.RL.UADT.Carry = carry
+			k.options.RL.MaxStaleness = 1
+		})
+		return k, k.finish(t)
+	}
+	k, r := run(false)
+	var versions []int
+	for _, p := range k.fleet.Policies() {
+		versions = append(versions, p.Version)
+	}
+	if want := []int{0, 3, 4}; !slices.Equal(versions, want) || r.Step != 5 {
+		t.Errorf("versions %v went live in %d steps, want %v in 5", versions, r.Step, want)
+	}
+	tau := func(k *kit) any {
+		line, err := readLine(k.dir + "/metrics/step-0003.json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return line["uadt/tau"]
+	}
+	carried, _ := run(true)
+	if tau(k) == tau(carried) {
+		t.Error("carrying tau over changes nothing")
+	}
+}
+
 func TestAlarms(t *testing.T) {
 	for name, test := range map[string]struct {
 		score reward.Score

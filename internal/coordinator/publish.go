@@ -20,7 +20,7 @@ func (r *ring) publish(ctx context.Context, n int) error {
 	if err != nil || !needed {
 		return err
 	}
-	policy := rollout.Policy{Incarnation: r.o.Incarnation, Version: n}
+	policy := rollout.Policy{Incarnation: r.o.Incarnation, Version: r.base + n}
 	var offer rollout.Offer
 	err = bounded(ctx, await{fmt.Sprintf("trainer, publish of version %d", n), r.o.Limits.Publish, "the trainer's log"},
 		func(ctx context.Context) (err error) {

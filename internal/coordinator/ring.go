@@ -18,6 +18,7 @@ type ring struct {
 	o     Options
 	stage Stage
 	at    place // where the stage began, or was resumed
+	base  int   // policy version of the stage's start: rising over the stages of a run
 	start start
 
 	shaper   *uadt.Shaper
@@ -67,7 +68,7 @@ func (c *Coordinator) newRing(stage Stage, at place, s start) (*ring, error) {
 		return nil, fmt.Errorf("stage %s: %w", stage.Name, err)
 	}
 	r := &ring{
-		o: o, stage: stage, at: at, start: s, shaper: shaper,
+		o: o, stage: stage, at: at, start: s, shaper: shaper, base: c.baseVersion(stage),
 		board:   newBoard(at.step, stage.Steps),
 		slots:   newSlots((o.RL.MaxStaleness + 1) * stage.Batch),
 		books:   &books{},
@@ -144,4 +145,20 @@ func (r *ring) emit(e telemetry.Event) { r.o.Parts.Sink.Emit(e) }
 
 func (r *ring) alarm(n int, name, format string, args ...any) {
 	r.emit(telemetry.Alarm{Name: name, Step: r.global(n), Message: fmt.Sprintf(format, args...)})
+}
+
+// baseVersion is the number of policy versions that the RL stages before stage
+// publish, so that no stage offers a fleet an older version than it has. It is
+// 0 for the first.
+func (c *Coordinator) baseVersion(stage Stage) int {
+	base := 0
+	for _, s := range c.o.Stages {
+		if s.Name == stage.Name {
+			break
+		}
+		if s.Kind == trainer.RL {
+			base += s.Steps + 1
+		}
+	}
+	return base
 }

@@ -158,7 +158,7 @@ func (r *ring) save(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		state.Policy = rollout.Policy{Incarnation: r.o.Incarnation, Version: m, Digest: state.Saved.Digest}
+		state.Policy = rollout.Policy{Incarnation: r.o.Incarnation, Version: r.base + m, Digest: state.Saved.Digest}
 		end := b.end(last)
 		state.Cursor, state.Refills = end.cursor, end.refills
 		state.Ahead, state.Durable = last, r.durable(m, last)
