@@ -36,22 +36,42 @@ func (n *network) swiglu(name string, x value, rows rowCount) value {
 
 // gelu adds y = x * Phi(x), Phi the normal distribution function.
 func (n *network) gelu(name string, x value, rows rowCount) value {
+	phi, bell := make([]float32, x.rows*x.cols), make([]float32, x.rows*x.cols) // Phi and exp(-x^2/2), kept for the gradient
 	run := func(a [][]float32, y []float32) {
 		live := rows(n.chunk) * x.cols
+		normalDistribution(phi[:live], bell[:live], a[0][:live])
 		for i, v := range a[0][:live] {
-			y[i] = float32(float64(v) * phi(float64(v)))
+			y[i] = v * phi[i]
 		}
 	}
 	back := func(a [][]float32, dx []float32) {
-		live := rows(n.chunk) * x.cols
-		for i, v := range a[0][:live] {
-			z := float64(v)
-			dx[i] = a[2][i] * float32(phi(z)+z*math.Exp(-z*z/2)/math.Sqrt(2*math.Pi))
+		const density = 1 / (math.Sqrt2 * 1.7724538509055159) // 1/sqrt(2 pi)
+		for i, v := range a[0][:rows(n.chunk)*x.cols] {
+			dx[i] = a[2][i] * (phi[i] + v*bell[i]*density)
 		}
 	}
 	return n.apply(operation{name: name, rows: x.rows, cols: x.cols, run: run, back: []gradient{{run: back}}}, x)
 }
 
-// phi is the normal distribution function. erfc keeps its relative accuracy in
-// the left tail, where 1+erf would cancel.
-func phi(x float64) float64 { return math.Erfc(-x/math.Sqrt2) / 2 }
+// normalDistribution sets bell to exp(-x^2/2) and phi to the normal
+// distribution function of x, with an absolute error below 2e-7: formula 7.1.26
+// of Abramowitz and Stegun, erf(z) = 1 - t(a1 + t(a2 + ...)) exp(-z^2) with
+// t = 1/(1 + pz) and z = |x|/sqrt(2), whose exponential is bell.
+func normalDistribution(phi, bell, x []float32) {
+	const (
+		p                  = 0.3275911 / math.Sqrt2
+		a1, a2, a3, a4, a5 = 0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429
+	)
+	for i, v := range x {
+		bell[i] = v * v
+	}
+	expSub(bell, bell, -0.5, 0)
+	for i, v := range x {
+		t := 1 / (1 + p*float32(math.Abs(float64(v))))
+		tail := 0.5 * t * (a1 + t*(a2+t*(a3+t*(a4+t*a5)))) * bell[i] // Phi(-|x|)
+		if v > 0 {
+			tail = 1 - tail
+		}
+		phi[i] = tail
+	}
+}

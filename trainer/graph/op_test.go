@@ -238,6 +238,21 @@ func TestExpSub(t *testing.T) {
 	}
 }
 
+// TestNormalDistribution compares with the error function.
+func TestNormalDistribution(t *testing.T) {
+	var x []float32
+	for v := float32(-7); v <= 7; v += 0.01 {
+		x = append(x, v)
+	}
+	phi, bell := make([]float32, len(x)), make([]float32, len(x))
+	normalDistribution(phi, bell, x)
+	for i, v := range x {
+		if want := math.Erfc(-float64(v)/math.Sqrt2) / 2; math.Abs(float64(phi[i])-want) > 2.5e-7 {
+			t.Errorf("Phi(%v) is %v, want %v", v, phi[i], want)
+		}
+	}
+}
+
 // TestAdamWAgainstDefinition compares with the published recursion in float64.
 func TestAdamWAgainstDefinition(t *testing.T) {
 	l := &layoutOfWeights{blocks: []block{{name: "w", rows: 1, cols: 5, decay: true}, {name: "b", rows: 1, cols: 5, offset: 5}, {name: "frozen", rows: 1, cols: 2, offset: 10}}, size: 12}
