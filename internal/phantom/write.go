@@ -118,7 +118,8 @@ func (w *writer) make(split string, index int) (dataset.Record, error) {
 // image encodes the scene and returns its reference for a record.
 func (w *writer) image(split string, s Scene) (string, error) {
 	var out bytes.Buffer
-	if err := png.Encode(&out, Render(s, w.options.Size)); err != nil {
+	fast := png.Encoder{CompressionLevel: png.BestSpeed} // half the time for a fifth more bytes
+	if err := fast.Encode(&out, Render(s, w.options.Size)); err != nil {
 		return "", fmt.Errorf("encode image: %w", err)
 	}
 	sum := sha256.Sum256(out.Bytes())
