@@ -5,24 +5,20 @@ import "github.com/uadt-train/uadt-train/internal/matmul"
 // linear is y = x w^T (+ bias) (+ residual): x [n, in], w [out, in] as in
 // PyTorch, bias [1, out], residual [n, out].
 type linear struct {
-	name           string
-	w              string // block of the weight
-	bias           string // block of the bias; empty is none
-	rows           rowCount
-	x, residual    *value // residual may be nil
-	pixels         bool   // x is the chunk's pixels, not a node: the patch embedding
-	capacity       int    // rows of the output
-	inFold, outDim int    // rows of x that make one input row (merger), and output width
+	name        string
+	w           string // block of the weight
+	bias        string // block of the bias; empty is none
+	rows        rowCount
+	x, residual *value // residual may be nil
+	pixels      bool   // x is the chunk's pixels, not a node: the patch embedding
+	capacity    int    // rows of the output
 }
 
-// linear adds the operation to the graph.
+// linear adds the operation to the graph. Its inputs are x (unless pixels),
+// weight, bias and residual, as far as there are.
 func (n *network) linear(l linear) value {
 	w := n.weight(l.w)
 	out, in := w.rows, w.cols
-	mul := func(y, x, wt []float32, add bool) {
-		r := l.rows(n.chunk)
-		n.work.Mul(matmul.Of(y, r, out), matmul.Of(x, r, in), matmul.Of(wt, out, in).T(), add)
-	}
 	var inputs []value
 	var back []gradient
 	if !l.pixels {
@@ -32,10 +28,10 @@ func (n *network) linear(l linear) value {
 			n.work.Mul(matmul.Of(dx, r, in), matmul.Of(a[len(a)-1], r, out), matmul.Of(a[1], out, in), false)
 		}})
 	}
-	at := len(inputs)
+	at := len(inputs) // place of the weight
 	inputs = append(inputs, w)
-	back = append(back, gradient{run: func(a [][]float32, dw []float32) { // dw = dy^T x
-		n.weightGradient(l, a, dw, out, in)
+	back = append(back, gradient{run: func(a [][]float32, dw []float32) {
+		n.weightGradient(l, a, matmul.Of(dw, out, in))
 	}})
 	if l.bias != "" {
 		inputs = append(inputs, n.weight(l.bias))
@@ -48,45 +44,53 @@ func (n *network) linear(l linear) value {
 		back = append(back, gradient{pass: true})
 	}
 	run := func(a [][]float32, y []float32) {
-		r := l.rows(n.chunk)
-		add := true
-		switch {
-		case l.residual != nil && l.bias != "":
-			addRow(y[:r*out], a[len(a)-1], a[at+1])
-		case l.residual != nil:
-			copy(y[:r*out], a[len(a)-1])
-		case l.bias != "":
-			fillRow(y[:r*out], a[at+1])
-		default:
-			add = false
-		}
+		y = y[:l.rows(n.chunk)*out]
+		add := l.start(y, a[at+1:])
+		wt := matmul.Of(a[at], out, in).T()
 		if !l.pixels {
-			mul(y, a[0], a[at], add)
+			r := l.rows(n.chunk)
+			n.work.Mul(matmul.Of(y, r, out), matmul.Of(a[0], r, in), wt, add)
 			return
 		}
 		row := 0
 		for _, image := range n.chunk.vision.pixels {
 			k := len(image) / in
-			n.work.Mul(matmul.Of(y[row*out:], k, out), matmul.Of(image, k, in), matmul.Of(a[at], out, in).T(), add)
+			n.work.Mul(matmul.Of(y[row*out:], k, out), matmul.Of(image, k, in), wt, add)
 			row += k
 		}
 	}
 	return n.apply(operation{name: l.name, rows: l.capacity, cols: out, run: run, back: back}, inputs...)
 }
 
+// start fills y with what the product is added to, from the inputs behind the
+// weight, and says whether there is anything.
+func (l linear) start(y []float32, rest [][]float32) bool {
+	switch {
+	case l.residual != nil && l.bias != "":
+		addRow(y, rest[1], rest[0])
+	case l.residual != nil:
+		copy(y, rest[0])
+	case l.bias != "":
+		fillRow(y, rest[0])
+	default:
+		return false
+	}
+	return true
+}
+
 // weightGradient is dw = dy^T x.
-func (n *network) weightGradient(l linear, a [][]float32, dw []float32, out, in int) {
-	dy := a[len(a)-1]
+func (n *network) weightGradient(l linear, a [][]float32, dw matmul.View) {
+	dy, out, in := a[len(a)-1], dw.Rows, dw.Cols
 	if !l.pixels {
 		r := l.rows(n.chunk)
-		n.work.Mul(matmul.Of(dw, out, in), matmul.Of(dy, r, out).T(), matmul.Of(a[0], r, in), false)
+		n.work.Mul(dw, matmul.Of(dy, r, out).T(), matmul.Of(a[0], r, in), false)
 		return
 	}
-	clear(dw)
+	clear(dw.Data[:out*in])
 	row := 0
 	for _, image := range n.chunk.vision.pixels {
 		k := len(image) / in
-		n.work.Mul(matmul.Of(dw, out, in), matmul.Of(dy[row*out:], k, out).T(), matmul.Of(image, k, in), true)
+		n.work.Mul(dw, matmul.Of(dy[row*out:], k, out).T(), matmul.Of(image, k, in), true)
 		row += k
 	}
 }

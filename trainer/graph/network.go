@@ -24,7 +24,6 @@ type rowCount func(c *chunk) int
 func tokenRows(c *chunk) int  { return len(c.tokens) }
 func headRows(c *chunk) int   { return len(c.head) }
 func patchRows(c *chunk) int  { return c.vision.patches }
-func targetRows(c *chunk) int { return len(c.targets) }
 
 // head says how logits become log-probabilities.
 type head struct {

@@ -24,6 +24,23 @@ func TestRefusals(t *testing.T) {
 	if err := b.Load(ctx, b.batch(1)); !errors.Is(err, ErrNotBegun) {
 		t.Errorf("load before begin: %v", err)
 	}
+	for what, spoil := range map[string]func(s *trainer.Stage){
+		"every part is frozen": func(s *trainer.Stage) {
+			s.Frozen = []trainer.ModelPart{trainer.Vision, trainer.Projector, trainer.Language}
+		},
+		`frozen part "tail"`: func(s *trainer.Stage) { s.Frozen = []trainer.ModelPart{"tail"} },
+		"neither a model":    func(s *trainer.Stage) { s.Model = "" },
+		"beta1 is 1.5":       func(s *trainer.Stage) { s.Optimizer.Beta1 = 1.5 },
+		"epsilon is -1":      func(s *trainer.Stage) { s.Optimizer.Epsilon = -1 },
+		"no such file":       func(s *trainer.Stage) { s.Resume = t.TempDir() },
+		"step is -1":         func(s *trainer.Stage) { s.Step = -1 },
+	} {
+		stage := b.stage()
+		spoil(&stage)
+		if err := b.Begin(ctx, stage); err == nil || !strings.Contains(err.Error(), what) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
 	b.begin(t, b.Trainer, func(s *trainer.Stage) { s.Incarnation = 5 })
 	var stale *IncarnationError
 	if err := b.Begin(ctx, b.stage()); !errors.As(err, &stale) || stale.Have != 5 || stale.Got != 1 {

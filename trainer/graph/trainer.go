@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/uadt-train/uadt-train/internal/checkpoint"
@@ -95,6 +96,9 @@ func (t *Trainer) open(ctx context.Context, s trainer.Stage) (*stage, error) {
 	}
 	if made.train, err = made.weights.trainable(s.Frozen); err != nil {
 		return nil, err
+	}
+	if !slices.Contains(made.train, true) {
+		return nil, fmt.Errorf("every part is frozen: %v", s.Frozen)
 	}
 	made.optimizer = newAdamW(s.Optimizer, made.weights, made.train)
 	if state != nil {
