@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Runs the tests that need stock vLLM, on CPU, on one server that all of them share.
+#
+# UADT_VLLM_URL and UADT_VLLM_WEIGHTS (directories, separated by colons), when both are set, name a server
+# that runs already; otherwise one is started on two fresh micro checkpoints and ended afterwards.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [ -z "${UADT_VLLM_URL:-}" ] || [ -z "${UADT_VLLM_WEIGHTS:-}" ]; then
+  work=$(mktemp -d)
+  server=
+  trap '[ -z "$server" ] || kill -- "-$server" 2>/dev/null || true; rm -rf "$work"' EXIT
+  program=${UADT_TRAIN:-bin/uadt-train}
+  for seed in 1 2; do
+    "$program" model init --out "$work/$seed" --seed "$seed" >/dev/null
+  done
+  port=$("$(.ci/python-env)" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+  if ! server=$(scripts/vllm-cpu/serve.sh "$work/1" "$port" "$work/log"); then
+    exit 1
+  fi
+  export UADT_VLLM_URL="http://127.0.0.1:$port" UADT_VLLM_WEIGHTS="$work/1:$work/2"
+fi
+
+go test -tags vllm -count=1 -run 'Real' ./rollout/vllm
