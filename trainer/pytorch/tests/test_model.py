@@ -2,64 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from conftest import PAD, VISION_END, VISION_START
+from transformers import AutoModelForImageTextToText
 
 from uadt_trainer.model import Pixels, Policy
 from uadt_trainer.packing import pack
 from uadt_trainer.types import Group, Trace
 
-IMAGE, START, END, VOCAB = 300, 301, 302, 320
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    text = {
-        "vocab_size": VOCAB,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 512,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": True,
-    }
-    vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_heads": 2,
-        "out_hidden_size": 64,
-        "fullatt_block_indexes": [1],
-        "window_size": 112,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-    }
-    config = Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=IMAGE,
-        vision_start_token_id=START,
-        vision_end_token_id=END,
-        tie_word_embeddings=True,
-    )
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
-    path = tmp_path_factory.mktemp("qwen")
-    model.save_pretrained(path)
-    assert json.loads((path / "config.json").read_text())["model_type"] == "qwen2_5_vl"
-    return path
+IMAGE, START, END = PAD, VISION_START, VISION_END
 
 
 def groups(seed: int) -> tuple[list[Group], list[list[tuple[int, int, int]]], Pixels]:

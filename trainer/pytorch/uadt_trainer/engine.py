@@ -7,51 +7,26 @@ weights as they are, and the step counts as done.
 
 from __future__ import annotations
 
-import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from .errors import BadStepError, CommandError, IncarnationError, NotBegunError, StepOrderError
 from .images import ImageSource
+from .keeper import Keeper, Saved, resume_step
 from .loss import LossResult, TokenData, update_loss
-from .model import Pixels, Policy
+from .model import Policy
 from .optim import AdamW, AdamWOptions
-from .packing import Packed, pack
+from .ranks import Ranks
 from .selection import top_covariance, top_entropy
+from .shard import Flattener, Loaded, MicroBatch, by_trace
 from .types import Report, Shard, StepOptions
-from .weights import CheckpointError, digest, read_tensors, write_directory, write_tensors
-
-
-class CommandError(Exception):
-    """A command that cannot be carried out; the message goes back to the coordinator."""
-
-
-class StepOrderError(CommandError):
-    """A repeated or skipped step."""
-
-
-class IncarnationError(CommandError):
-    """A command of an older coordinator."""
-
-
-class BadStepError(CommandError):
-    """A loss or gradient that is not finite; the update was not applied."""
-
-    def __init__(self, step: int, what: str, groups: Sequence[str]) -> None:
-        super().__init__(f"step {step} refused: {what} is not finite (groups {list(groups)})")
-        self.step, self.what, self.groups = step, what, list(groups)
-
-
-class GroupError(CommandError):
-    """A group that does not fit the model."""
-
-    def __init__(self, group: str, reason: str) -> None:
-        super().__init__(f"group {group}: {reason}")
-        self.group, self.reason = group, reason
+from .weights import CheckpointError, read_tensors, stored_digest
 
 
 @dataclass(frozen=True)
@@ -69,181 +44,180 @@ class Stage:
     step: int = 0
 
 
-@dataclass
-class MicroBatch:
-    """A packed row of the shard and what the loss needs of its tokens, flat [R]."""
+@dataclass(frozen=True)
+class EngineOptions:
+    """How a rank trains, whatever the stage."""
 
-    packed: Packed
-    pixels: Pixels | None
-    traces: list[tuple[int, int]]  # (group, trace) of each row
-    mask: torch.Tensor
-    rows: torch.Tensor
-    rollout: torch.Tensor | None
-    old: torch.Tensor | None = None
-    reference: torch.Tensor | None = None
-    entropy: torch.Tensor | None = None
+    device: torch.device
+    dtype: torch.dtype
+    work: Path  # published policies lie below it
+    fetch: Callable[[str], bytes]  # bytes of an image by digest
+    max_pixels: int = 0  # 0 is the checkpoint's own
+    checkpointing: bool = False
 
 
 @dataclass
-class Loaded:
-    """A shard between load and step."""
+class _Running:
+    """A stage that has begun."""
 
-    shard: Shard
-    micro_batches: list[MicroBatch] = field(default_factory=list)
+    stage: Stage
+    policy: Policy
+    reference: Policy | None
+    optimizer: AdamW
+    flattener: Flattener
+    keeper: Keeper
+    step_done: int
+    loaded: dict[int, Loaded]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the weights say about a shard, flat over its traces in order, [sum T] float32, nats."""
+
+    old: np.ndarray
+    entropy: np.ndarray
+    reference: np.ndarray | None
+    seconds: float
 
 
 class Engine:
     """One rank of the trainer."""
 
-    def __init__(
-        self,
-        device: torch.device,
-        dtype: torch.dtype,
-        work: Path,
-        fetch: Callable[[str], bytes],
-        max_pixels: int = 0,
-        checkpointing: bool = False,
-    ) -> None:
-        self.device, self.dtype, self.work = device, dtype, work
-        self.fetch, self.max_pixels, self.checkpointing = fetch, max_pixels, checkpointing
+    def __init__(self, options: EngineOptions, ranks: Ranks | None = None) -> None:
+        self.options = options
+        self.ranks = ranks or Ranks()
         self.incarnation = 0
-        self.step_done = 0
-        self.stage: Stage | None = None
-        self.loaded: dict[int, Loaded] = {}
-        self.published: list[Path] = []
+        self._running: _Running | None = None
 
-    def begin(self, stage: Stage) -> str:
-        """Make ready for a stage and return the digest of the weights it starts from."""
-        if stage.incarnation < self.incarnation:
-            message = f"incarnation {stage.incarnation} is older than {self.incarnation}"
-            raise IncarnationError(message)
-        self.incarnation, self.stage, self.step_done = stage.incarnation, stage, stage.step
-        self.loaded.clear()
+    @property
+    def step_done(self) -> int:
+        """Return the optimizer step that the weights stand at."""
+        return self._running.step_done if self._running else 0
+
+    def fence(self, incarnation: int) -> None:
+        """Refuse a command of an older coordinator."""
+        if incarnation < self.incarnation:
+            raise IncarnationError(self.incarnation, incarnation)
+
+    def begin(self, stage: Stage) -> None:
+        """Make ready for a stage. What can be refused without loading weights is, before the old stage is dropped."""
+        self.fence(stage.incarnation)
+        self.incarnation = stage.incarnation
         source = stage.resume / "policy" if stage.resume else stage.model
-        self.policy = Policy.load(source, self.device, self.dtype, self.checkpointing)
-        self.policy.freeze(stage.frozen)
-        self.source = source
-        self.images = ImageSource(source, self.policy.family, self.fetch, self.max_pixels)
-        self.optimizer = AdamW(self.policy.model.named_parameters(), stage.optimizer)
-        if stage.resume:
-            self.optimizer.restore(read_tensors(stage.resume / "optimizer.safetensors"))
-        self.reference = self._open_reference(stage)
-        return self.digest()
-
-    def _open_reference(self, stage: Stage) -> Policy | None:
-        if stage.reference is None:
-            return None
-        reference = Policy.load(stage.reference, self.device, self.dtype)
-        reference.freeze(("vision", "projector", "language"))
-        found = digest(reference.model.state_dict())
-        if stage.reference_digest and found != stage.reference_digest:
+        if stage.resume and (at := resume_step(stage.resume)) != stage.step:
+            message = f"resume point {stage.resume} stands at step {at}, want {stage.step}"
+            raise CheckpointError(message)
+        Policy.check(source)
+        if stage.reference is not None and (found := stored_digest(stage.reference)) != stage.reference_digest:
             message = f"reference {stage.reference} has digest {found}, want {stage.reference_digest}"
             raise CheckpointError(message)
-        return reference
+        if self._running:
+            self._running.keeper.wait()
+        self._running = None
+        self._running = self._open(stage, source)
 
-    def digest(self) -> str:
-        """Return the digest of the current weights."""
-        return digest(self._tensors())
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        tensors = dict(self.policy.model.state_dict())
-        if self.policy.model.config.tie_word_embeddings:
-            tensors.pop("lm_head.weight", None)
-        return tensors
-
-    def load(self, shard: Shard) -> None:
-        """Take the data of one update and lay it out in packed rows."""
-        loaded = Loaded(shard)
-        for index in range(shard.micro_batches):
-            parts = [p for p in shard.parts if p.micro_batch == index]
-            if parts:
-                loaded.micro_batches.append(self._pack(shard, parts))
-        self.loaded[shard.step] = loaded
-
-    def _pack(self, shard: Shard, parts: Sequence) -> MicroBatch:
-        groups = [shard.groups[p.group] for p in parts]
-        spans = [(p.start, p.stop) for p in parts]
-        positions = []
-        for group in groups:
-            grids = self.images.grids(group.images)
-            self._check(group)
-            positions.append(self.policy.prompt_positions(group.prompt, grids))
-        packed = pack(groups, spans, self.policy.image_token, positions)
-        pixels = self.images.pixels(packed.images)
-        picked = [(p.group, i) for p in parts for i in range(p.start, p.stop)]
-        traces = [shard.groups[g].traces[i] for g, i in picked]
-        sampled = [t.rollout_logprobs for t in traces]
-        return MicroBatch(
-            packed=packed,
-            pixels=pixels,
-            traces=picked,
-            mask=self._flat([t.mask for t in traces], torch.bool),
-            rows=torch.repeat_interleave(torch.arange(len(traces)), torch.tensor(packed.lengths)).to(self.device),
-            rollout=None if any(s is None for s in sampled) else self._flat(sampled, torch.float32),
+    def _open(self, stage: Stage, source: Path) -> _Running:
+        o = self.options
+        policy = Policy.load(source, o.device, o.dtype, o.checkpointing)
+        policy.freeze(stage.frozen)
+        optimizer = AdamW(policy.model.named_parameters(), stage.optimizer)
+        if stage.resume:
+            state, _ = read_tensors(stage.resume / "optimizer.safetensors")
+            optimizer.restore(state)
+        reference = None
+        if stage.reference is not None:
+            reference = Policy.load(stage.reference, o.device, o.dtype)
+            reference.freeze(("vision", "projector", "language"))
+        images = ImageSource(source, policy.family, o.fetch, o.max_pixels)
+        return _Running(
+            stage=stage,
+            policy=policy,
+            reference=reference,
+            optimizer=optimizer,
+            flattener=Flattener(policy, images, o.device),
+            keeper=Keeper(o.work, source, policy, optimizer, write=self.ranks.rank == 0),
+            step_done=stage.step,
+            loaded={},
         )
 
-    def _check(self, group) -> None:  # noqa: ANN001
-        vocabulary = self.policy.head.shape[0]
-        for ids in (group.prompt, *(t.tokens for t in group.traces)):
-            if len(ids) == 0 or int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
-                raise GroupError(group.id, f"token ids are outside [0, {vocabulary}) or absent")
-        slots = int((group.prompt == self.policy.image_token).sum())
-        want = self.policy.image_tokens(self.images.pixels(group.images))
-        if slots != want:
-            raise GroupError(group.id, f"prompt has {slots} image tokens, our own expansion {want}")
+    def _current(self) -> _Running:
+        if self._running is None:
+            message = "no stage has begun"
+            raise NotBegunError(message)
+        return self._running
 
-    def _flat(self, arrays: Sequence[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate(arrays)).to(self.device, dtype)
-
-    def _shard(self, step: int) -> Loaded:
-        if step not in self.loaded:
-            message = f"step {step} is not loaded"
-            raise CommandError(message)
-        return self.loaded[step]
+    def load(self, shard: Shard) -> None:
+        """Take the data of one update and lay it out in packed rows; a step may be loaded again."""
+        run = self._current()
+        if not run.step_done < shard.step <= run.step_done + len(run.loaded) + 1:
+            raise StepOrderError(run.step_done + len(run.loaded), shard.step)
+        run.loaded[shard.step] = run.flattener.lay_out(shard)
 
     @torch.no_grad()
-    def score(self, step: int, temperature: float, banned: tuple[int, ...]) -> list[MicroBatch]:
-        """Fill in old and reference log-probabilities and entropies of a loaded shard."""
-        for micro in self._shard(step).micro_batches:
-            scores = self.policy.score(micro.packed, micro.pixels, temperature, banned)
+    def score(self, step: int, temperature: float, banned: tuple[int, ...]) -> Scores:
+        """Score a loaded shard under the current weights."""
+        run, started = self._current(), time.perf_counter()
+        loaded = self._loaded(run, step)
+        for micro in loaded.micro_batches:
+            scores = run.policy.score(micro.packed, micro.pixels, temperature, banned)
             micro.old, micro.entropy = scores.logprobs, scores.entropies
-            if self.reference is not None:
-                micro.reference = self.reference.score(micro.packed, micro.pixels, temperature, banned).logprobs
-        return self._shard(step).micro_batches
+            if run.reference is not None:
+                micro.reference = run.reference.score(micro.packed, micro.pixels, temperature, banned).logprobs
+        loaded.scored_with = (temperature, banned)
+        old, entropy = by_trace(loaded, "old"), by_trace(loaded, "entropy")
+        assert old is not None
+        assert entropy is not None
+        reference = by_trace(loaded, "reference") if run.reference is not None else None
+        return Scores(old, entropy, reference, time.perf_counter() - started)
 
     def step(self, step: int, options: StepOptions, advantages: Sequence[Sequence[np.ndarray]]) -> Report:
         """Apply one update. advantages is [Q][G] of [1] or [T]."""
-        if step != self.step_done + 1:
-            message = f"optimizer is at step {self.step_done}, got step {step}, want {self.step_done + 1}"
-            raise StepOrderError(message)
+        run = self._current()
+        report, loaded = self.gradients(step, options, advantages)
+        bad = self._not_finite(report)
+        run.step_done = step
+        del run.loaded[step]
+        if bad:
+            run.optimizer.zero_grad()
+            raise BadStepError(step, bad, _offenders(loaded.shard, advantages))
         started = time.perf_counter()
-        loaded = self._shard(step)
-        values = [self._advantages(m, advantages) for m in loaded.micro_batches]
-        report = Report(step=step)
-        self.optimizer.zero_grad()
-        selections = self._select(loaded.micro_batches, values, options)
-        for micro, value, (kept, hit) in zip(loaded.micro_batches, values, selections, strict=True):
-            result = self._backward(micro, value, kept, hit, options)
-            self._note(report, micro, result)
-        bad = None
-        if not np.isfinite(report.loss):
-            bad = "loss"
-        norm = float(self.optimizer.grad_norm())
-        if bad is None and not np.isfinite(norm):
-            bad = "gradient"
-        self.step_done = step
-        del self.loaded[step]
-        if bad is not None:
-            self.optimizer.zero_grad()
-            raise BadStepError(step, bad, self._offenders(loaded, advantages))
-        scale = min(1.0, options.grad_clip / (norm + 1e-6)) if options.grad_clip else 1.0
-        self.optimizer.step(options.learning_rate, scale)
-        self.optimizer.zero_grad()
-        report.grad_norm = norm
-        report.seconds["step"] = time.perf_counter() - started
-        if self.device.type == "cuda":
-            report.peak_bytes = torch.cuda.max_memory_allocated(self.device)
+        scale = min(1.0, options.grad_clip / (report.grad_norm + 1e-6)) if options.grad_clip else 1.0
+        run.optimizer.step(options.learning_rate, scale)
+        run.optimizer.zero_grad()
+        if self.options.device.type == "cuda":
+            torch.cuda.synchronize(self.options.device)
+            report.peak_bytes = torch.cuda.max_memory_allocated(self.options.device)
+        report.seconds["optimizer"] = time.perf_counter() - started
         return report
+
+    def gradients(
+        self, step: int, options: StepOptions, advantages: Sequence[Sequence[np.ndarray]]
+    ) -> tuple[Report, Loaded]:
+        """Compute loss and gradients of an update, summed over ranks, and apply nothing."""
+        run = self._current()
+        if step != run.step_done + 1:
+            raise StepOrderError(run.step_done, step)
+        loaded, started = self._loaded(run, step), time.perf_counter()
+        self._check_step(loaded, options, advantages)
+        values = [run.flattener.advantages(m, advantages) for m in loaded.micro_batches]
+        kept, hit = self._select(loaded.micro_batches, values, options)
+        run.optimizer.zero_grad()
+        sums: dict[str, torch.Tensor] = {}
+        maxima: dict[str, torch.Tensor] = {}
+        for i, micro in enumerate(loaded.micro_batches):
+            result = self._backward(micro, values[i], kept[i], hit[i], options)
+            for name, value in result.sums.items():
+                sums[name] = sums[name] + value if name in sums else value
+            for name, value in result.maxima.items():
+                maxima[name] = torch.maximum(maxima[name], value) if name in maxima else value
+        computed = time.perf_counter()
+        self.ranks.sum_gradients(run.optimizer.gradients())
+        report = Report(step=step, tokens=sum(int(m.mask.sum()) for m in loaded.micro_batches))
+        report.sums, report.maxima = _numbers(sums), _numbers(maxima)
+        report.loss = sum(report.sums.get(n, 0.0) for n in ("policy", "kl", "bonus"))
+        report.grad_norm = float(run.optimizer.grad_norm())
+        report.seconds = {"train": computed - started, "reduce": time.perf_counter() - computed}
+        return report, loaded
 
     def _backward(
         self,
@@ -253,7 +227,8 @@ class Engine:
         hit: torch.Tensor | None,
         options: StepOptions,
     ) -> LossResult:
-        scores = self.policy.score(micro.packed, micro.pixels, options.temperature, options.banned)
+        run = self._current()
+        scores = run.policy.score(micro.packed, micro.pixels, options.temperature, options.banned)
         # Without a Score the weights are those of the batch's start, so old is what is trained, detached.
         old = micro.old if micro.old is not None else scores.logprobs.detach()
         data = TokenData(
@@ -273,64 +248,95 @@ class Engine:
 
     def _select(
         self, micros: Sequence[MicroBatch], values: Sequence[torch.Tensor], options: StepOptions
-    ) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
-        """Choose tokens over the whole shard, then cut the choice into micro-batches."""
+    ) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None]]:
+        """Choose tokens over the whole update, all ranks together, then cut the choice into micro-batches."""
+        nothing: list[torch.Tensor | None] = [None] * len(micros)
         quantile = 0 < options.entropy_quantile < 1
-        if not micros or not (quantile or options.covariance_kind):
-            return [(None, None)] * len(micros)
-        if any(m.old is None or m.entropy is None for m in micros):
-            message = "entropy_quantile and covariance need a score of the step first"
-            raise CommandError(message)
-        mask = torch.cat([m.mask for m in micros])
-        sizes = [m.mask.numel() for m in micros]
-        kept = top_entropy(torch.cat([m.entropy for m in micros]), mask, options.entropy_quantile)
-        hit = None
+        if not (quantile or options.covariance_kind):
+            return nothing, nothing
+        columns = [
+            _column([m.mask for m in micros]),
+            _column([m.entropy for m in micros if m.entropy is not None]),
+            _column([m.old for m in micros if m.old is not None]),
+            _column(values),
+            *np.concatenate([np.zeros((0, 3)), *(m.order for m in micros)]).T,
+        ]
+        every = [self.ranks.gather(c) for c in columns]
+        start = sum(len(c) for c in every[0][: self.ranks.rank])
+        mask, entropy, old, advantages, *place = (np.concatenate(c) for c in every)
+        order = np.empty(len(mask), dtype=np.int64)
+        order[np.lexsort(place[::-1])] = np.arange(len(mask))
+        chosen = [nothing, nothing]
+        if quantile:
+            chosen[0] = _cut(top_entropy(entropy, mask > 0, order, options.entropy_quantile), start, micros)
         if options.covariance_kind:
-            old = torch.cat([m.old for m in micros])
-            hit = top_covariance(old, torch.cat(list(values)), mask, options.covariance_share)
-        cut = [t.split(sizes) if t is not None else [None] * len(micros) for t in (kept, hit)]
-        return list(zip(*cut, strict=True))
+            hit = top_covariance(old, advantages, mask > 0, order, options.covariance_share)
+            chosen[1] = _cut(hit, start, micros)
+        return chosen[0], chosen[1]
 
-    def _advantages(self, micro: MicroBatch, advantages: Sequence[Sequence[np.ndarray]]) -> torch.Tensor:
-        rows = []
-        for (group, trace), length in zip(micro.traces, micro.packed.lengths, strict=True):
-            value = np.asarray(advantages[group][trace], dtype=np.float32)
-            if value.shape not in ((1,), (length,)):
-                message = (
-                    f"advantages of group {group} trace {trace} have shape {value.shape}, want (1,) or ({length},)"
-                )
-                raise CommandError(message)
-            rows.append(np.broadcast_to(value, (length,)))
-        return self._flat(rows, torch.float32)
-
-    def _note(self, report: Report, micro: MicroBatch, result: LossResult) -> None:
-        report.loss += float(result.loss.detach())
-        report.policy_loss += result.sums.pop("policy_loss")
-        report.kl_loss += result.sums.pop("kl_loss", 0.0)
-        report.tokens += int(micro.mask.sum())
-        for name, value in result.sums.items():
-            report.sums[name] = report.sums.get(name, 0.0) + value
-        for name, value in result.maxima.items():
-            report.maxima[name] = max(report.maxima.get(name, value), value)
-
-    def _offenders(self, loaded: Loaded, advantages: Sequence[Sequence[np.ndarray]]) -> list[str]:
+    def _check_step(self, loaded: Loaded, options: StepOptions, advantages: Sequence[Sequence[np.ndarray]]) -> None:
         groups = loaded.shard.groups
-        bad = [g.id for g, a in zip(groups, advantages, strict=True) if not all(np.isfinite(v).all() for v in a)]
-        return bad or [g.id for g in groups]
+        have, want = [len(a) for a in advantages], [len(g.traces) for g in groups]
+        if have != want:
+            message = f"advantages have {have} traces a group, the batch {want}"
+            raise CommandError(message)
+        if loaded.scored_with is None:
+            needs = [options.kl and "kl", options.covariance_kind and "covariance"]
+            needs.append(0 < options.entropy_quantile < 1 and "entropy_quantile")
+            if missing := [n for n in needs if n]:
+                message = f"{', '.join(missing)} needs a score of step {loaded.shard.step} first"
+                raise CommandError(message)
+        elif loaded.scored_with != (options.temperature, options.banned) and options.loss != "nll":
+            message = f"step {loaded.shard.step} was scored with another temperature or other banned ids"
+            raise CommandError(message)
+        if options.kl and self._current().reference is None:
+            message = f"kl {options.kl} needs a reference, which the stage has not"
+            raise CommandError(message)
 
-    def publish(self, name: str) -> tuple[Path, str]:
-        """Write the current weights as a Hugging Face directory; the one before the last is removed."""
-        tensors = self._tensors()
-        path = self.work / f"policy-{name}"
-        write_directory(path, tensors, self.source)
-        self.published.append(path)
-        while len(self.published) > 2:
-            shutil.rmtree(self.published.pop(0), ignore_errors=True)
-        return path, digest(tensors)
+    def _not_finite(self, report: Report) -> str:
+        if not np.isfinite(self.ranks.sum([report.loss])[0]):
+            return "loss"
+        return "" if np.isfinite(report.grad_norm) else "gradient"
 
-    def save(self, path: Path) -> str:
-        """Write policy and optimizer below path and return the digest of the weights."""
-        tensors = self._tensors()
-        write_directory(path / "policy", tensors, self.source)
-        write_tensors(path / "optimizer.safetensors", self.optimizer.state())
-        return digest(tensors)
+    def _loaded(self, run: _Running, step: int) -> Loaded:
+        if step not in run.loaded:
+            message = f"step {step} is not loaded"
+            raise CommandError(message)
+        return run.loaded[step]
+
+    def publish(self, version: int) -> tuple[Path, str]:
+        """Make the current weights a Hugging Face directory; return it and the digest of the weights."""
+        return self._current().keeper.publish(f"{self.incarnation}.{version}")
+
+    def save(self, path: Path) -> tuple[threading.Event, list[Saved | Exception]]:
+        """Snapshot now, write below path in the background; the event is set when it is durable or failed."""
+        run = self._current()
+        return run.keeper.save(path, run.step_done)
+
+
+def _numbers(values: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Move scalars to the host in one transfer."""
+    if not values:
+        return {}
+    stacked = torch.stack([v.double() for v in values.values()]).tolist()
+    return dict(zip(values, stacked, strict=True))
+
+
+def _column(parts: Sequence[torch.Tensor]) -> np.ndarray:
+    return np.concatenate([np.zeros(0), *(p.double().cpu().numpy() for p in parts)])
+
+
+def _cut(chosen: np.ndarray | None, start: int, micros: Sequence[MicroBatch]) -> list[torch.Tensor | None]:
+    if chosen is None:
+        return [None] * len(micros)
+    out: list[torch.Tensor | None] = []
+    for micro in micros:
+        stop = start + micro.mask.numel()
+        out.append(torch.from_numpy(chosen[start:stop].copy()).to(micro.mask.device))
+        start = stop
+    return out
+
+
+def _offenders(shard: Shard, advantages: Sequence[Sequence[np.ndarray]]) -> list[str]:
+    bad = [g.id for g, a in zip(shard.groups, advantages, strict=True) if not all(np.isfinite(v).all() for v in a)]
+    return bad or [g.id for g in shard.groups]

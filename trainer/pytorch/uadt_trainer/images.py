@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from .model import QWEN, Pixels
+from .model import QWEN, Pixels, Policy
 
 CACHE = 256  # prepared images kept: a group's images come back at every step of an epoch
 
@@ -40,6 +40,10 @@ class ImageSource:
     def grids(self, digests: Sequence[str]) -> list[tuple[int, int, int]]:
         """Return the grid (t, h, w) of each image, in patches; InternVL has none."""
         return [p.grid for p in map(self._prepare, digests) if p.grid is not None]
+
+    def tokens(self, digests: Sequence[str], policy: Policy) -> int:
+        """Return how many prompt tokens the images take, by the model's own rule."""
+        return sum(policy.image_tokens(self.pixels([d])) for d in digests)
 
     def pixels(self, digests: Sequence[str]) -> Pixels | None:
         """Return all images in one tensor, or None when there are none."""

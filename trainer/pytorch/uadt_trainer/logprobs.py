@@ -35,13 +35,14 @@ class _TokenLogprobs(torch.autograd.Function):
         for start in range(0, count, CHUNK):
             stop = min(start + CHUNK, count)
             logits = _logits(hidden[start:stop], weight, temperature, banned)
-            # logsumexp subtracts the maximum first, so that exp never overflows; the entropy is
-            # lse - sum(p*z) and never a log of a softmax that may have underflowed to 0.
+            # logsumexp subtracts the maximum first, so that exp never overflows. The entropy is
+            # sum(p*(lse - z)): all terms are at least 0, so nothing cancels, and where p has
+            # underflowed to 0 the other factor is finite.
             lse = torch.logsumexp(logits, dim=1)
             picked = logits.gather(1, targets[start:stop, None]).squeeze(1)
             logprobs[start:stop] = picked - lse
-            p = torch.exp(logits - lse[:, None])
-            entropies[start:stop] = lse - (p * logits).sum(dim=1)
+            logits.sub_(lse[:, None])
+            entropies[start:stop] = -(torch.exp(logits) * logits).sum(dim=1)
             normalisers[start:stop] = lse
         ctx.save_for_backward(hidden, weight, targets, normalisers, entropies)
         ctx.temperature, ctx.banned = temperature, banned

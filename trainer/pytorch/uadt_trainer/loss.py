@@ -25,37 +25,51 @@ class TokenData:
     advantages: torch.Tensor
     old: torch.Tensor  # log-probability at the batch's start, nats
     reference: torch.Tensor | None
-    rollout: torch.Tensor | None  # of the engine that sampled
+    rollout: torch.Tensor | None  # of the engine that sampled; NaN for traces that have none
     entropy_kept: torch.Tensor | None  # bool: tokens above the entropy quantile
     covariance_hit: torch.Tensor | None  # bool: tokens chosen by Clip-Cov or KL-Cov
 
 
 @dataclass(frozen=True)
 class LossResult:
-    """The differentiable loss of a micro-batch and its statistics (sums over tokens)."""
+    """The differentiable loss of a micro-batch and its statistics, scalars on the device."""
 
-    loss: torch.Tensor  # scalar: this micro-batch's share of the update's loss
-    sums: dict[str, float]
-    maxima: dict[str, float]
+    loss: torch.Tensor  # this micro-batch's share of the update's loss
+    sums: dict[str, torch.Tensor]  # over tokens; "policy" and "kl" are shares of the loss
+    maxima: dict[str, torch.Tensor]
 
 
-def correction_weights(data: TokenData, options: StepOptions) -> torch.Tensor | None:
-    """Return w = exp(old - rollout) [R], detached, per token or per trace; None without rollout."""
-    if data.rollout is None:
+@dataclass(frozen=True)
+class Gap:
+    """The engine that sampled against the one that trains, [R], detached."""
+
+    present: torch.Tensor  # bool: masked-in tokens of traces that have rollout log-probabilities
+    weights: torch.Tensor  # w = exp(old - rollout) of token or trace, 1 where not present
+    outside: torch.Tensor  # bool: beyond the bounds
+    factors: torch.Tensor  # what the advantage is multiplied by
+
+
+def rollout_gap(data: TokenData, options: StepOptions) -> Gap | None:
+    """Return the gap and the correction factors; None without rollout log-probabilities."""
+    if data.rollout is None or options.loss == "nll":
         return None
-    gap = torch.where(data.mask, data.old - data.rollout, torch.zeros_like(data.old))
+    present = data.mask & ~torch.isnan(data.rollout)
+    exponent = torch.where(present, data.old - data.rollout, torch.zeros_like(data.old))
     if options.correction_level == "sequence":
-        gap = torch.zeros(data.num_rows, device=gap.device).index_add_(0, data.rows, gap)[data.rows]
-    return torch.exp(gap.clamp(-20, 20))
-
-
-def _corrected(data: TokenData, options: StepOptions, weights: torch.Tensor | None) -> torch.Tensor:
-    if weights is None or not options.correction_level:
-        return data.advantages
+        sums = torch.zeros(data.num_rows, device=exponent.device, dtype=exponent.dtype)
+        exponent = sums.index_add_(0, data.rows, exponent)[data.rows]
+    ones = torch.ones_like(exponent)
+    weights = torch.where(present, torch.exp(exponent.clamp(-20, 20)), ones)
+    outside = weights > options.correction_upper
     if options.correction_mode == "mask":
-        inside = (weights <= options.correction_upper) & (weights >= options.correction_lower)
-        return data.advantages * weights * inside
-    return data.advantages * weights.clamp(max=options.correction_upper)
+        outside = outside | (weights < options.correction_lower)
+    outside = outside & present
+    if not options.correction_level:
+        return Gap(present, weights, outside, ones)
+    factors = weights.clamp(max=options.correction_upper)
+    if options.correction_mode == "mask":
+        factors = torch.where(outside, torch.zeros_like(weights), factors)
+    return Gap(present, weights, outside, factors)
 
 
 def policy_loss(
@@ -73,17 +87,17 @@ def policy_loss(
     low, high = 1 - options.clip_low, 1 + options.clip_high
     clipped = ratio.clamp(low, high)
     if options.loss == "cispo":
-        acted = {"clip/low": ratio < low, "clip/high": ratio > high}
+        acted = {"low": ratio < low, "high": ratio > high}
         return -clipped.detach() * advantages * lp, acted
     unclipped_loss, clipped_loss = -advantages * ratio, -advantages * clipped
     loss = torch.maximum(unclipped_loss, clipped_loss)
     acted = {
-        "clip/low": (clipped_loss > unclipped_loss) & (advantages < 0),
-        "clip/high": (clipped_loss > unclipped_loss) & (advantages > 0),
+        "low": (clipped_loss > unclipped_loss) & (advantages < 0),
+        "high": (clipped_loss > unclipped_loss) & (advantages > 0),
     }
-    if options.dual_clip:
+    if options.dual_clip and options.loss == "ppo":
         bound = -advantages * options.dual_clip
-        acted["clip/dual"] = (advantages < 0) & (loss > bound)
+        acted["dual"] = (advantages < 0) & (loss > bound)
         loss = torch.where(advantages < 0, torch.minimum(loss, bound), loss)
     return loss, acted
 
@@ -97,10 +111,12 @@ def _sequence_ratio(lp: torch.Tensor, log_ratio: torch.Tensor, data: TokenData) 
     return lp - lp.detach() + (total / count)[data.rows]
 
 
-def kl_estimate(lp: torch.Tensor, reference: torch.Tensor, kind: str, clamp: bool) -> torch.Tensor:
-    """Return the estimate of KL(policy || reference) [R], nats."""
+def kl_estimate(lp: torch.Tensor, reference: torch.Tensor, kind: str, clamp: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the estimate of KL(policy || reference) [R], nats, and where a clamp acted."""
     d = reference - lp
+    clamped = torch.zeros_like(d, dtype=torch.bool)
     if clamp:
+        clamped = d.abs() > 20
         d = d.clamp(-20, 20)
     if kind == "k1":
         value = -d
@@ -109,69 +125,79 @@ def kl_estimate(lp: torch.Tensor, reference: torch.Tensor, kind: str, clamp: boo
     else:
         # expm1 keeps the digits that exp(d) - 1 - d loses where d is small.
         value = torch.expm1(d) - d
-    return value.clamp(-10, 10) if clamp else value
+    if not clamp:
+        return value, clamped
+    return value.clamp(-10, 10), clamped | (value.abs() > 10)
 
 
-def token_weights(mask: torch.Tensor, rows: torch.Tensor, num_rows: int, d: Denominators, how: str) -> torch.Tensor:
+def token_weights(
+    mask: torch.Tensor,
+    rows: torch.Tensor,
+    num_rows: int,
+    d: Denominators,
+    how: str,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
     """Return the weight [R] of each token in the update's loss: aggregation as a weighted sum."""
-    weights = mask.to(torch.float32)
+    weights = mask.to(dtype)
     if how == "token_mean":
         return weights / max(d.tokens, 1)
     if how == "seq_mean_token_sum":
         return weights / max(d.sequences, 1)
     if how == "seq_mean_token_sum_norm":
         return weights / (max(d.sequences, 1) * max(d.max_tokens, 1))
-    count = torch.zeros(num_rows, device=mask.device).index_add_(0, rows, weights).clamp_min(1)
+    count = torch.zeros(num_rows, device=mask.device, dtype=dtype).index_add_(0, rows, weights).clamp_min(1)
     return weights / (count[rows] * max(d.sequences, 1))
 
 
 def update_loss(lp: torch.Tensor, entropy: torch.Tensor, data: TokenData, options: StepOptions) -> LossResult:
     """Return the loss of a micro-batch. lp and entropy are [R] and carry gradients."""
     how = "seq_mean_token_mean" if options.loss == "gspo" else options.aggregation
-    weights = token_weights(data.mask, data.rows, data.num_rows, options.denominators, how)
-    correction = correction_weights(data, options)
-    tokens, acted = policy_loss(lp, data, _corrected(data, options, correction), options)
+    weights = token_weights(data.mask, data.rows, data.num_rows, options.denominators, how, lp.dtype)
+    gap = rollout_gap(data, options)
+    advantages = data.advantages if gap is None else data.advantages * gap.factors
+    tokens, acted = policy_loss(lp, data, advantages, options)
     if data.entropy_kept is not None:
-        tokens = tokens * data.entropy_kept
+        tokens = torch.where(data.entropy_kept, tokens, torch.zeros_like(tokens))
     if data.covariance_hit is not None:
         if options.covariance_kind == "clip":
             tokens = torch.where(data.covariance_hit, tokens.detach(), tokens)
         else:
-            tokens = tokens + options.covariance_coef * data.covariance_hit * (data.old - lp).abs()
-    # A token outside the mask may hold anything: where() keeps its inf or NaN out, a product would not.
-    policy = (torch.where(data.mask, tokens, torch.zeros_like(tokens)) * weights).sum()
+            penalty = options.covariance_coef * (lp - data.old).abs()
+            tokens = tokens + torch.where(data.covariance_hit, penalty, torch.zeros_like(penalty))
+    policy = _weighted(tokens, data.mask, weights)
     loss = policy
-    sums = {"policy_loss": float(policy.detach())}
+    sums = {"policy": policy.detach()}
     if options.kl and data.reference is not None:
-        estimate = kl_estimate(lp, data.reference, options.kl, options.kl_clamp)
-        kl = options.kl_coef * (torch.where(data.mask, estimate, torch.zeros_like(estimate)) * weights).sum()
+        estimate, clamped = kl_estimate(lp, data.reference, options.kl, options.kl_clamp)
+        kl = options.kl_coef * _weighted(estimate, data.mask, weights)
         loss = loss + kl
-        sums["kl_loss"] = float(kl.detach())
-        sums["kl/reference"] = _masked_sum(estimate, data.mask)
+        sums |= {"kl": kl.detach(), "reference": _sum(estimate, data.mask), "clamped": _sum(clamped, data.mask)}
     if options.entropy_bonus:
-        loss = (
-            loss - options.entropy_bonus * (torch.where(data.mask, entropy, torch.zeros_like(entropy)) * weights).sum()
-        )
-    sums["entropy"] = _masked_sum(entropy, data.mask)
+        bonus = -options.entropy_bonus * _weighted(entropy, data.mask, weights)
+        loss = loss + bonus
+        sums["bonus"] = bonus.detach()
+    sums["entropy"] = _sum(entropy, data.mask)
     if options.loss != "nll":
-        sums["kl/behaviour"] = _masked_sum(data.old - lp, data.mask)
+        sums["behaviour"] = _sum(data.old - lp, data.mask)
     for name, hit in acted.items():
-        sums[name] = _masked_sum(hit, data.mask)
-    maxima = _gap(correction, data, options, sums)
-    return LossResult(loss=loss, sums=sums, maxima=maxima)
+        sums[name] = _sum(hit, data.mask)
+    if gap is None or data.rollout is None:
+        return LossResult(loss, sums, {})
+    sums["gap_tokens"] = _sum(gap.present, gap.present)
+    sums["gap_w"] = _sum(gap.weights, gap.present)
+    sums["gap_outside"] = _sum(gap.outside, gap.present)
+    sums["gap_difference"] = _sum(data.rollout - data.old, gap.present)
+    largest = torch.where(gap.present, gap.weights, torch.zeros_like(gap.weights))
+    maxima = {"gap_w_max": largest.max()} if largest.numel() else {}
+    return LossResult(loss, sums, maxima)
 
 
-def _gap(
-    weights: torch.Tensor | None, data: TokenData, options: StepOptions, sums: dict[str, float]
-) -> dict[str, float]:
-    if weights is None or data.rollout is None:
-        return {}
-    sums["rollout_gap/w"] = _masked_sum(weights, data.mask)
-    sums["rollout_gap/truncated"] = _masked_sum(weights > options.correction_upper, data.mask)
-    sums["rollout_gap/kl"] = _masked_sum(data.rollout - data.old, data.mask)
-    masked = torch.where(data.mask, weights, torch.zeros_like(weights))
-    return {"rollout_gap/w_max": float(masked.max()) if masked.numel() else 0.0}
+def _weighted(values: torch.Tensor, mask: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    # A token outside the mask may hold anything: where() keeps its inf or NaN out, a product would not.
+    return (torch.where(mask, values, torch.zeros_like(values)) * weights).sum()
 
 
-def _masked_sum(values: torch.Tensor, mask: torch.Tensor) -> float:
-    return float(torch.where(mask, values.detach().float(), torch.zeros((), device=mask.device)).sum())
+def _sum(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Sum over the mask in float64: counts and means of 1e7 tokens stay exact enough."""
+    return torch.where(mask, values.detach().double(), 0.0).sum()

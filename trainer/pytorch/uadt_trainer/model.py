@@ -6,7 +6,7 @@ them packed embeddings, positions and attention plans, and freezes parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,19 +51,28 @@ class Policy:
         self.family: str = model.config.model_type
         self._frozen_vision = False
 
+    @staticmethod
+    def check(path: Path) -> str:
+        """Return the family of a Hugging Face directory; others than Qwen2.5-VL and InternVL are refused."""
+        if not (path / "config.json").is_file():
+            message = f"{path}: no config.json, so no model"
+            raise ArchitectureError(message)
+        family = AutoConfig.from_pretrained(path, local_files_only=True).model_type
+        if family not in (QWEN, INTERN):
+            message = f"{path}: architecture {family} is neither {QWEN} nor {INTERN}"
+            raise ArchitectureError(message)
+        return family
+
     @classmethod
     def load(cls, path: Path, device: torch.device, dtype: torch.dtype, checkpointing: bool = False) -> Policy:
-        """Open a Hugging Face directory; other families than Qwen2.5-VL and InternVL are refused."""
-        config = AutoConfig.from_pretrained(path)
-        if config.model_type not in (QWEN, INTERN):
-            message = f"{path}: architecture {config.model_type} is neither {QWEN} nor {INTERN}"
-            raise ArchitectureError(message)
+        """Open a Hugging Face directory."""
+        family = cls.check(path)
         model = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype, attn_implementation={"": "sdpa", "text_config": PACKED, "vision_config": "sdpa"}
         )
         model.to(device)
         model.train()
-        if config.model_type == QWEN:
+        if family == QWEN:
             model.model.visual.config._attn_implementation = VISION  # noqa: SLF001
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -129,24 +138,27 @@ class Policy:
     def score(self, packed: Packed, pixels: Pixels | None, temperature: float, banned: tuple[int, ...]) -> TokenScores:
         """Run a packed row and return log-probability and entropy of every response token."""
         text = self.model.model.language_model
-        move: Callable[[torch.Tensor], torch.Tensor] = lambda x: x.to(self.device, non_blocking=True)  # noqa: E731
-        embeds = text.get_input_embeddings()(move(packed.tokens))
+        embeds = text.get_input_embeddings()(packed.tokens)
         if pixels is not None:
             features = self.image_features(pixels).to(embeds.dtype)
             if features.shape[0] != packed.image_slots.numel():
                 message = f"{features.shape[0]} image features for {packed.image_slots.numel()} image tokens"
                 raise ValueError(message)
-            embeds = embeds.index_copy(0, move(packed.image_slots), features)
-        plan = packed.plan
-        moved = type(plan)(move(plan.cu_q), move(plan.cu_k), move(plan.key_index), plan.max_q, plan.max_k)
-        positions = move(packed.positions)
+            embeds = embeds.index_copy(0, packed.image_slots, features)
         hidden = text(
             inputs_embeds=embeds[None],
-            position_ids=positions[:, None] if self.family == QWEN else positions[:1],
+            position_ids=packed.positions[:, None] if self.family == QWEN else packed.positions[:1],
             attention_mask={"full_attention": None, "sliding_attention": None},
             use_cache=False,
-            uadt_plan=moved,
+            uadt_plan=packed.plan,
         ).last_hidden_state[0]
-        states = hidden.index_select(0, move(packed.predictors))
-        logprobs, entropies = token_logprobs(states, self.head, move(packed.targets), temperature, banned)
+        states = hidden.index_select(0, packed.predictors)
+        logprobs, entropies = token_logprobs(states, self.head, packed.targets, temperature, banned)
         return TokenScores(logprobs, entropies)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return all weights by the model's own names, a tied head left out."""
+        tensors = dict(self.model.state_dict())
+        if self.model.config.tie_word_embeddings:
+            tensors.pop("lm_head.weight", None)
+        return tensors

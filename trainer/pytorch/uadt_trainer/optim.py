@@ -38,6 +38,16 @@ class AdamW:
         for _, p in self.parameters:
             p.grad = None
 
+    def gradients(self) -> list[torch.Tensor]:
+        """Return all gradients in the order of the parameters.
+
+        A part that no micro-batch reached has gradient 0, on every rank: its moments and decay go on alike.
+        """
+        for _, p in self.parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        return [p.grad for _, p in self.parameters]
+
     def grad_norm(self) -> torch.Tensor:
         """Return the global gradient norm, accumulated in float32."""
         norms = [

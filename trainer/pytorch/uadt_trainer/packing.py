@@ -9,7 +9,7 @@ The row has no padding, and prompt and images are encoded once for all traces.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -46,6 +46,17 @@ class Packed:
     image_slots: torch.Tensor  # [I] int64: prompt positions that take image features
     images: tuple[str, ...]  # digests, in the order of their slots
 
+    def to(self, device: torch.device) -> Packed:
+        """Move every tensor to a device."""
+        plan = self.plan
+        moved = AttentionPlan(
+            plan.cu_q.to(device), plan.cu_k.to(device), plan.key_index.to(device), plan.max_q, plan.max_k
+        )
+        tensors = {
+            n: getattr(self, n).to(device) for n in ("tokens", "positions", "predictors", "targets", "image_slots")
+        }
+        return replace(self, plan=moved, **tensors)
+
 
 def pack(
     groups: Sequence[Group], spans: Sequence[tuple[int, int]], image_token: int, positions: Sequence[np.ndarray]
@@ -80,6 +91,9 @@ def pack(
         after = int(prompt_positions.max()) + 1
         for trace in group.traces[start:stop]:
             count = len(trace.tokens)
+            lengths.append(count)
+            if count == 0:
+                continue
             own = np.arange(at, at + count)
             tokens.append(trace.tokens.astype(np.int64))
             places.append(np.broadcast_to(after + np.arange(count), (3, count)))
@@ -89,8 +103,8 @@ def pack(
             # The first token is predicted by the prompt's last state, each other by its predecessor.
             predictors.append(np.concatenate((prompt_range[-1:], own[:-1])))
             targets.append(trace.tokens.astype(np.int64))
-            lengths.append(count)
             at += count
+    empty = np.zeros(0, dtype=np.int64)
     return Packed(
         tokens=torch.from_numpy(np.concatenate(tokens)),
         positions=torch.from_numpy(np.concatenate(places, axis=1)),
@@ -101,8 +115,8 @@ def pack(
             max_q=max(q_lens),
             max_k=max(k_lens),
         ),
-        predictors=torch.from_numpy(np.concatenate(predictors)),
-        targets=torch.from_numpy(np.concatenate(targets)),
+        predictors=torch.from_numpy(np.concatenate((empty, *predictors))),
+        targets=torch.from_numpy(np.concatenate((empty, *targets))),
         lengths=tuple(lengths),
         image_slots=torch.from_numpy(np.concatenate(slots)),
         images=tuple(images),

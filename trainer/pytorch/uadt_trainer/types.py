@@ -24,6 +24,7 @@ class Group:
     prompt: np.ndarray  # [P] int32, after image expansion
     images: tuple[str, ...]  # SHA-256 digests, in the order of their pads
     traces: tuple[Trace, ...]  # [G]
+    index: int = 0  # place of the group in the whole batch, all ranks together
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,17 @@ class StepOptions:
 
 @dataclass
 class Report:
-    """What one optimizer update measured on one rank. Sums become means on the Go side."""
+    """What one optimizer update measured on one rank; sums are added over ranks by the coordinator.
+
+    Names of sums: policy, kl, bonus (shares of the loss), entropy, behaviour, reference, clamped, low,
+    high, dual, gap_tokens, gap_w, gap_outside, gap_difference; of maxima: gap_w_max.
+    """
 
     step: int
     loss: float = 0.0
-    policy_loss: float = 0.0
-    kl_loss: float = 0.0
-    grad_norm: float = 0.0
+    grad_norm: float = 0.0  # over all ranks, before clipping
     tokens: int = 0
-    sums: dict[str, float] = field(default_factory=dict)  # by name, to be divided by tokens
+    sums: dict[str, float] = field(default_factory=dict)
     maxima: dict[str, float] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase
     peak_bytes: int = 0

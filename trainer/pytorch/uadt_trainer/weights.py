@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+SHARD = 5_000_000_000  # bytes of a weight file, as in published checkpoints
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 class CheckpointError(Exception):
@@ -18,52 +25,187 @@ class CheckpointError(Exception):
 
 
 def digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the SHA-256 over names, types, shapes and bytes, in the order of the names."""
+    r"""Return the SHA-256 over all tensors in the order of their names.
+
+    Each is `name\ndtype\nd0,d1\nbytecount\n` and its bytes, as Go's checkpoint.Digest has it.
+    """
     sha = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        sha.update(f"{name}|{str(tensor.dtype).removeprefix('torch.')}|{list(tensor.shape)}|".encode())
-        sha.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
+        data = tensor.view(-1).view(torch.uint8).numpy()
+        sha.update(_heading(name, NAMES[tensor.dtype], tensor.shape, data.nbytes))
+        sha.update(data.data)
     return sha.hexdigest()
 
 
-def write_directory(path: Path, tensors: Mapping[str, torch.Tensor], source: Path) -> None:
-    """Write a Hugging Face directory: our tensors beside the config and tokenizer files of source.
+def _heading(name: str, dtype: str, shape: Iterable[int], size: int) -> bytes:
+    return f"{name}\n{dtype}\n{','.join(map(str, shape))}\n{size}\n".encode()
 
-    It appears at `path` complete or not at all.
+
+def weight_files(directory: Path) -> list[Path]:
+    """List the weight files of a model directory."""
+    index = directory / INDEX
+    if index.is_file():
+        return [directory / f for f in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    if (directory / SINGLE).is_file():
+        return [directory / SINGLE]
+    message = f"{directory}: neither {SINGLE} nor {INDEX}"
+    raise CheckpointError(message)
+
+
+def _entries(directory: Path) -> dict[str, tuple[Path, int, dict]]:
+    """Map each tensor name to its file, the start of the file's data, and its header entry."""
+    found: dict[str, tuple[Path, int, dict]] = {}
+    for path in weight_files(directory):
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > 100_000_000:
+                message = f"{path}: header of {length} bytes"
+                raise CheckpointError(message)
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        found.update({name: (path, 8 + length, entry) for name, entry in header.items()})
+    return found
+
+
+def stored_names(directory: Path) -> set[str]:
+    """Return the tensor names of a model directory."""
+    return set(_entries(directory))
+
+
+def stored_digest(directory: Path) -> str:
+    """Return the digest of a model directory's weights as they are stored."""
+    sha = hashlib.sha256()
+    for name, (path, base, entry) in sorted(_entries(directory).items()):
+        start, stop = entry["data_offsets"]
+        sha.update(_heading(name, entry["dtype"], entry["shape"], stop - start))
+        with path.open("rb") as file:
+            file.seek(base + start)
+            left = stop - start
+            while left:
+                piece = file.read(min(left, 1 << 24))
+                if not piece:
+                    message = f"{path}: ends inside {name}"
+                    raise CheckpointError(message)
+                sha.update(piece)
+                left -= len(piece)
+    return sha.hexdigest()
+
+
+# transformers renames what it loads; these take its names back to those of checkpoints in use.
+RENAMINGS: tuple[tuple[str, str], ...] = (
+    ("model.language_model.", "model."),
+    ("model.visual.", "visual."),
+    ("model.language_model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+    ("model.vision_tower.", "vision_tower."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+)
+
+
+def published_names(names: Iterable[str], stored: set[str]) -> dict[str, str]:
+    """Map each of the model's names to that of the directory it came from."""
+    out = {}
+    for name in names:
+        renamed = (new + name.removeprefix(old) for old, new in RENAMINGS if name.startswith(old))
+        found = next((n for n in (name, *renamed) if n in stored), None)
+        if found is None:
+            message = f"{name} has no tensor in the source checkpoint"
+            raise CheckpointError(message)
+        out[name] = found
+    if len(set(out.values())) != len(out):
+        message = "two tensors of the model have one name in the source checkpoint"
+        raise CheckpointError(message)
+    return out
+
+
+def side_files(source: Path, dtype: torch.dtype) -> dict[str, bytes]:
+    """Read everything but the weights; config.json is touched only if it names another element type."""
+    files = {
+        f.name: f.read_bytes()
+        for f in source.iterdir()
+        if f.is_file() and f.suffix not in (".safetensors", ".bin", ".pt", ".pth") and f.name != INDEX
+    }
+    config = json.loads(files["config.json"])
+    name = str(dtype).removeprefix("torch.")
+    stale = [k for k in ("dtype", "torch_dtype") if k in config and config[k] != name]
+    if stale:
+        files["config.json"] = (json.dumps(config | dict.fromkeys(stale, name), indent=2) + "\n").encode()
+    return files
+
+
+def write_directory(
+    path: Path, tensors: Mapping[str, torch.Tensor], files: Mapping[str, bytes], durable: bool, shard: int = SHARD
+) -> None:
+    """Write a Hugging Face directory of tensors and side files.
+
+    It appears at `path` complete or not at all. A policy that is offered to servers need not be
+    durable: it is read at once, and made again after a crash.
     """
     building = path.with_name(path.name + ".part")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    for file in source.iterdir():
-        if file.is_file() and file.suffix != ".safetensors" and not file.name.endswith(".safetensors.index.json"):
-            shutil.copyfile(file, building / file.name)
-    save_file(
-        {n: t.detach().cpu().contiguous() for n, t in tensors.items()}, building / "model.safetensors", {"format": "pt"}
-    )
-    sync(building)
+    for name, data in files.items():
+        (building / name).write_bytes(data)
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    room = shard
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        size = tensor.numel() * tensor.element_size()
+        if shards[-1] and size > room:
+            shards.append({})
+            room = shard
+        shards[-1][name] = tensor
+        room -= size
+    if len(shards) == 1:
+        save_file(shards[0], building / SINGLE, {"format": "pt"})
+    else:
+        _write_shards(building, shards)
+    if durable:
+        sync(building)
     shutil.rmtree(path, ignore_errors=True)
     building.rename(path)
-    _sync_entry(path.parent)
+    if durable:
+        _sync_entry(path.parent)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write one safetensors file, whole or not at all."""
+def _write_shards(building: Path, shards: list[dict[str, torch.Tensor]]) -> None:
+    weight_map, total = {}, 0
+    for i, tensors in enumerate(shards, start=1):
+        name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        save_file(tensors, building / name, {"format": "pt"})
+        weight_map.update(dict.fromkeys(tensors, name))
+        total += sum(t.numel() * t.element_size() for t in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (building / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write one safetensors file, durably, whole or not at all."""
     building = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, building)
+    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, building, metadata)
     _sync_entry(building)
     building.rename(path)
     _sync_entry(path.parent)
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read one safetensors file."""
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read one safetensors file and its metadata."""
     if not path.is_file():
         message = f"{path}: no such file"
         raise CheckpointError(message)
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of one safetensors file and none of its tensors."""
+    if not path.is_file():
+        message = f"{path}: no such file"
+        raise CheckpointError(message)
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
 
 
 def sync(directory: Path) -> None:

@@ -1,0 +1,36 @@
+"""What the package must never do."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1] / "uadt_trainer"
+
+# Calls that read or send pickled objects.
+PICKLING = {
+    "load": {"torch", "numpy", "np"},
+    "save": {"torch"},
+    "all_gather_object": {"dist", "distributed"},
+    "broadcast_object_list": {"dist", "distributed"},
+    "gather_object": {"dist", "distributed"},
+    "scatter_object_list": {"dist", "distributed"},
+}
+
+
+def test_no_pickle() -> None:
+    files = list(PACKAGE.rglob("*.py"))
+    assert len(files) > 10
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = {a.name.split(".")[0] for a in node.names} | {str(getattr(node, "module", ""))}
+                assert not names & {"pickle", "cloudpickle", "dill", "marshal", "shelve"}, path
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                owner = getattr(node.func.value, "id", getattr(node.func.value, "attr", ""))
+                assert owner not in PICKLING.get(node.func.attr, set()), f"{path}:{node.lineno}"
+
+
+def test_no_file_is_long() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 400, path

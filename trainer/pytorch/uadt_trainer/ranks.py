@@ -1,0 +1,72 @@
+"""What ranks do together: sums of gradients, and values of all ranks on every one.
+
+Data parallel: every rank holds the whole model and trains its own groups; the
+loss is divided by global denominators, so gradients are summed, never averaged.
+Every collective has the process group's time limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+BUCKET = 64 << 20  # bytes of gradients summed in one call
+
+
+class Ranks:
+    """The ranks of one trainer; a single one needs no process group."""
+
+    def __init__(self, rank: int = 0, world: int = 1, device: torch.device | None = None) -> None:
+        self.rank, self.world = rank, world
+        self.device = device or torch.device("cpu")
+
+    def sum_gradients(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replace each tensor by its sum over ranks; the same list on every rank."""
+        if self.world == 1:
+            return
+        bucket: list[torch.Tensor] = []
+        size = 0
+        for tensor in tensors:
+            if bucket and (size >= BUCKET or tensor.dtype != bucket[0].dtype):
+                _sum_bucket(bucket)
+                bucket, size = [], 0
+            bucket.append(tensor)
+            size += tensor.numel() * tensor.element_size()
+        if bucket:
+            _sum_bucket(bucket)
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Return the sums over ranks."""
+        if self.world == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def gather(self, values: np.ndarray) -> list[np.ndarray]:
+        """Return the [n_r] float64 arrays of all ranks; lengths may differ."""
+        if self.world == 1:
+            return [values]
+        count = torch.zeros(self.world, dtype=torch.int64, device=self.device)
+        count[self.rank] = len(values)
+        dist.all_reduce(count)
+        lengths = count.tolist()
+        padded = torch.zeros(max(*lengths, 1), dtype=torch.float64, device=self.device)
+        padded[: len(values)] = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded)
+        return [p[:n].cpu().numpy() for p, n in zip(parts, lengths, strict=True)]
+
+    def wait(self) -> None:
+        """Return when every rank is here."""
+        self.sum([0.0])
+
+
+def _sum_bucket(bucket: Sequence[torch.Tensor]) -> None:
+    flat = torch.cat([t.reshape(-1) for t in bucket])
+    dist.all_reduce(flat)
+    for tensor, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+        tensor.copy_(part.view_as(tensor))
