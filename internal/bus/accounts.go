@@ -48,7 +48,7 @@ func (k *RoleKeys) users(run string, ranks int) ([]*server.NkeyUser, *server.Acc
 	user := func(key string, publish, subscribe []string) *server.NkeyUser {
 		return &server.NkeyUser{Nkey: key, Account: all, Permissions: &server.Permissions{
 			Publish:   &server.SubjectPermission{Allow: publish},
-			Subscribe: &server.SubjectPermission{Allow: append(subscribe, inbox(key)+".>")},
+			Subscribe: &server.SubjectPermission{Allow: append(subscribe, InboxPrefix(key)+".>")},
 		}}
 	}
 	any := []string{">"}
@@ -108,9 +108,9 @@ func trainerMay(run string, ranks int) []string {
 	return may
 }
 
-// inbox is the prefix of the answers to a connection of the role with this
+// InboxPrefix is the prefix of the answers to a connection of the role with this
 // nkey (seed or public key): no role can listen to another's.
-func inbox(key string) string {
+func InboxPrefix(key string) string {
 	if key == "" {
 		return "_INBOX"
 	}

@@ -5,9 +5,13 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"net"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/goleak"
 
 	"github.com/uadt-train/uadt-train/internal/bus"
@@ -58,6 +62,19 @@ func connectTo(t testing.TB, server *bus.Server, seed string) *bus.Conn {
 func scope(e uint64) bus.Scope { return bus.Scope{Run: "r", Incarnation: e} }
 
 func message(text string) bus.Message { return bus.Message{Schema: "test/1", Data: []byte(text)} }
+
+// freeAddress finds a loopback address that nobody listens on.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return listener.Addr().String()
+}
 
 // noise makes n bytes that do not compress.
 func noise(n int) []byte {
@@ -188,5 +205,56 @@ func TestFullStreamPushesBack(t *testing.T) {
 	}
 	if err := <-done; err != nil {
 		t.Fatalf("after room was made: %v", err)
+	}
+}
+
+// TestDamageIsNoticed changes stored messages under the log's feet, as another
+// program with a right to write could.
+func TestDamageIsNoticed(t *testing.T) {
+	noLeaks(t)
+	server, conn := start(t, bus.Limits{})
+	ctx := patient(t)
+	log := conn.Log(scope(1), bus.Traces)
+	if _, err := log.Create(ctx, "big", bus.Message{Schema: "s/1", Data: noise(2 * bus.PartBytes)}); err != nil {
+		t.Fatal(err)
+	}
+	nc, err := nats.Connect("", nats.InProcessServer(bus.Inner(server)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.Publish(ctx, "uadt.r.1.trace.bare", []byte("no checksum")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := log.Get(ctx, "bare"); !errors.Is(err, bus.ErrCorrupt) {
+		t.Fatalf("got %v, want ErrCorrupt", err)
+	}
+	stream, err := js.Stream(ctx, "TRACES")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.DeleteMsg(ctx, 1); err != nil { // the first part
+		t.Fatal(err)
+	}
+	if _, err := log.Get(ctx, "big"); !errors.Is(err, bus.ErrNotFound) || !strings.Contains(err.Error(), "part 0") {
+		t.Fatalf("got %v, want ErrNotFound of part 0", err)
+	}
+	if _, err := log.Create(ctx, "good", message("g")); err != nil {
+		t.Fatal(err)
+	}
+	bad := 0
+	end := errors.New("end")
+	err = log.Follow(ctx, "*", func(e bus.Entry) error {
+		if e.Key != "good" {
+			t.Errorf("got %s", e.Key)
+		}
+		return end
+	}, func(error) { bad++ })
+	if !errors.Is(err, end) || bad != 2 {
+		t.Fatalf("%d bad values, %v", bad, err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -42,8 +43,8 @@ type Conn struct {
 	// nothing could ever be read and purged.
 	parts chan struct{}
 
-	mu     sync.Mutex
-	denied error // the last permission violation
+	mu    sync.Mutex
+	calls map[*call]bool // calls that run, so that a denial can end them
 }
 
 // Dial connects to the server at options.URL. It fails if no server is there
@@ -56,13 +57,13 @@ func Dial(ctx context.Context, options DialOptions) (*Conn, error) {
 func connect(ctx context.Context, local nats.InProcessConnProvider, options DialOptions) (*Conn, error) {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
-	c := &Conn{parts: make(chan struct{}, 1)}
+	c := &Conn{parts: make(chan struct{}, 1), calls: map[*call]bool{}}
 	settings := []nats.Option{
 		nats.Name(options.Name),
 		nats.MaxReconnects(-1), nats.ReconnectWait(200 * time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
 		nats.PingInterval(2 * time.Second), nats.MaxPingsOutstanding(2),
 		nats.ReconnectBufSize(-1), // a publish while disconnected fails at once and is retried by us
-		nats.CustomInboxPrefix(inbox(options.Seed)),
+		nats.CustomInboxPrefix(InboxPrefix(options.Seed)),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { c.trouble(options.Problem, err) }),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
@@ -111,6 +112,9 @@ func dial(ctx context.Context, url string, settings []nats.Option) (*nats.Conn, 
 		if errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) {
 			return nil, fmt.Errorf("%w: %w", ErrDenied, err)
 		}
+		if url == "" { // in the process: it will not get better
+			return nil, err
+		}
 		if waitErr := pause(ctx, 100*time.Millisecond); waitErr != nil {
 			return nil, fmt.Errorf("%w: %w", ErrTimeout, err)
 		}
@@ -130,12 +134,48 @@ func nkeyOption(seed string) (nats.Option, error) {
 	return nats.Nkey(public, pair.Sign), nil
 }
 
-// trouble remembers a denial, so that the call that ran into it can say so
-// instead of timing out, and tells the owner.
+// call is one exchange with the server that runs.
+type call struct {
+	subject string // what it publishes; empty for the API's own subjects
+	cancel  context.CancelCauseFunc
+}
+
+// bounded gives ctx a deadline if it has none, and lets a denial of subject end
+// it: the server tells a connection of a denial, not the call that ran into it,
+// which would wait for its deadline. An empty subject stands for calls of the
+// JetStream API.
+func (c *Conn) bounded(ctx context.Context, subject string) (context.Context, context.CancelFunc) {
+	ctx, stop := bounded(ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
+	entry := &call{subject: subject, cancel: cancel}
+	c.mu.Lock()
+	c.calls[entry] = true
+	c.mu.Unlock()
+	return ctx, func() {
+		c.mu.Lock()
+		delete(c.calls, entry)
+		c.mu.Unlock()
+		cancel(nil)
+		stop()
+	}
+}
+
+// trouble ends the calls that a denial means, and tells the owner.
 func (c *Conn) trouble(problem func(error), err error) {
 	if errors.Is(err, nats.ErrPermissionViolation) {
+		text := err.Error() // names the subject in quotes
 		c.mu.Lock()
-		c.denied = err
+		for entry := range c.calls {
+			quoted := entry.subject
+			if quoted == "" {
+				quoted = "$JS."
+			} else {
+				quoted += `"`
+			}
+			if strings.Contains(text, `"`+quoted) || strings.Contains(text, "Subscription") {
+				entry.cancel(fmt.Errorf("%w: %w", ErrDenied, err))
+			}
+		}
 		c.mu.Unlock()
 	}
 	if problem != nil {
@@ -143,18 +183,20 @@ func (c *Conn) trouble(problem func(error), err error) {
 	}
 }
 
-// explain adds what is known about a failed call: a denied publish shows to the
-// caller only as a timeout.
-func (c *Conn) explain(err error) error {
-	if err == nil || !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, nats.ErrTimeout) && !errors.Is(err, nats.ErrNoResponders) {
-		return err
+// named turns the client's errors, met by a call under a context of bounded,
+// into ours.
+func (c *Conn) named(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
 	}
-	c.mu.Lock()
-	denied := c.denied
-	c.denied = nil
-	c.mu.Unlock()
-	if denied != nil {
-		return fmt.Errorf("%w: %w", ErrDenied, denied)
+	cause := context.Cause(ctx)
+	switch {
+	case errors.Is(cause, ErrDenied):
+		return cause
+	case errors.Is(err, context.Canceled) || errors.Is(cause, context.Canceled):
+		return err
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, jetstream.ErrNoHeartbeat):
+		return fmt.Errorf("%w: %w", ErrTimeout, err)
 	}
 	return err
 }

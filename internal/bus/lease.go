@@ -58,7 +58,7 @@ func (v *Values) Acquire(ctx context.Context, options LeaseOptions) (*Lease, err
 	if options.TTL < time.Second || options.TTL%time.Second != 0 || options.Holder == "" {
 		return nil, fmt.Errorf("bus: lease %q: TTL %s, want whole seconds; holder %q, want a name", options.Key, options.TTL, options.Holder)
 	}
-	ctx, cancel := bounded(ctx)
+	ctx, cancel := v.conn.bounded(ctx, "")
 	defer cancel()
 	start := time.Now()
 	for {

@@ -68,7 +68,7 @@ func (l *Log) Append(ctx context.Context, key string, m Message) error {
 
 // Get reads the value of key, or fails with ErrNotFound.
 func (l *Log) Get(ctx context.Context, key string) (Message, error) {
-	ctx, cancel := bounded(ctx)
+	ctx, cancel := l.conn.bounded(ctx, "")
 	defer cancel()
 	subject := l.scope.subject(l.kind, key)
 	stream, err := l.conn.js.Stream(ctx, streams[l.kind])
@@ -114,7 +114,7 @@ func (l *Log) Purge(ctx context.Context, key string) error {
 
 // purge deletes everything under a subject.
 func (c *Conn) purge(ctx context.Context, name, subject string) error {
-	ctx, cancel := bounded(ctx)
+	ctx, cancel := c.bounded(ctx, "")
 	defer cancel()
 	stream, err := c.js.Stream(ctx, name)
 	if err == nil {
@@ -160,19 +160,21 @@ func (e *handlerError) Error() string { return e.err.Error() }
 // follow reads with one consumer from sequence *next on, which it keeps up to
 // date, until something fails.
 func (l *Log) follow(ctx context.Context, pattern string, next *uint64, handle func(Entry) error, bad func(error)) error {
-	setup, cancel := bounded(ctx)
+	setup, cancel := l.conn.bounded(ctx, "")
 	stream, err := l.conn.js.Stream(setup, streams[l.kind])
 	if err != nil {
+		err = l.conn.named(setup, err)
 		cancel()
-		return l.conn.explain(err)
+		return err
 	}
 	consumer, err := stream.OrderedConsumer(setup, jetstream.OrderedConsumerConfig{
 		FilterSubjects: []string{l.scope.subject(l.kind, pattern)},
 		DeliverPolicy:  jetstream.DeliverByStartSequencePolicy, OptStartSeq: *next,
 	})
+	err = l.conn.named(setup, err)
 	cancel()
 	if err != nil {
-		return l.conn.explain(err)
+		return err
 	}
 	// Bounded in bytes: the default of 500 messages overruns the server's
 	// pending limit with large groups.

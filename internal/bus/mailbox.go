@@ -19,7 +19,7 @@ func (c *Conn) Mailbox(ctx context.Context, run string, kind Kind, owner string)
 	if err := CheckName(owner); err != nil {
 		return err
 	}
-	ctx, cancel := bounded(ctx)
+	ctx, cancel := c.bounded(ctx, "")
 	defer cancel()
 	name := MailboxName(run, owner)
 	_, err := c.js.CreateOrUpdateConsumer(ctx, streams[kind], jetstream.ConsumerConfig{

@@ -68,7 +68,7 @@ func (c *Conn) create(ctx context.Context, msg *nats.Msg) (created bool, err err
 // publish publishes msg with retries and returns its stream sequence. created
 // is false when the expectation of options was not met.
 func (c *Conn) publish(ctx context.Context, msg *nats.Msg, options ...jetstream.PublishOpt) (seq uint64, created bool, err error) {
-	ctx, cancel := bounded(ctx)
+	ctx, cancel := c.bounded(ctx, msg.Subject)
 	defer cancel()
 	start := time.Now()
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
@@ -88,12 +88,12 @@ func (c *Conn) publish(ctx context.Context, msg *nats.Msg, options ...jetstream.
 				return 0, false, fmt.Errorf("bus: publishing %s: %w", msg.Subject, err)
 			}
 		}
-		if err = c.explain(err); errors.Is(err, ErrDenied) || errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrMaxPayload) {
+		if err = c.named(ctx, err); errors.Is(err, ErrDenied) || errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrMaxPayload) {
 			return 0, false, fmt.Errorf("bus: publishing %s: %w", msg.Subject, err)
 		}
 		if pauseErr := pause(ctx, wait); pauseErr != nil {
 			waited := time.Since(start).Round(time.Millisecond)
-			if errors.Is(pauseErr, context.Canceled) {
+			if errors.Is(pauseErr, context.Canceled) || errors.Is(pauseErr, ErrDenied) {
 				return 0, false, pauseErr
 			}
 			if full {

@@ -79,20 +79,23 @@ func (q *Queue) Next(ctx context.Context) (*Task, error) {
 
 // fetch asks for one task once.
 func (q *Queue) fetch(ctx context.Context) (*Task, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	ctx, stop := context.WithTimeout(ctx, 2*time.Second)
+	defer stop()
+	ctx, cancel := q.conn.bounded(ctx, "")
 	defer cancel()
 	consumer, err := q.conn.js.Consumer(ctx, streams[Jobs], q.scope.Run)
 	if err != nil {
-		return nil, q.conn.explain(err)
+		return nil, q.conn.named(ctx, err)
 	}
 	batch, err := consumer.Fetch(1, jetstream.FetchContext(ctx))
 	if err != nil {
-		return nil, q.conn.explain(err)
+		return nil, q.conn.named(ctx, err)
 	}
 	for msg := range batch.Messages() {
 		return q.task(msg)
 	}
-	if err := batch.Error(); err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, nats.ErrTimeout) {
+	err = q.conn.named(ctx, batch.Error())
+	if err != nil && !errors.Is(err, ErrTimeout) && !errors.Is(err, nats.ErrTimeout) {
 		return nil, err
 	}
 	return nil, nil

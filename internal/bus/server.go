@@ -149,6 +149,9 @@ func (s *Server) URL() string { return s.inner.ClientURL() }
 // Connect opens an in-process connection. seed is the nkey seed of the role,
 // empty when the server has no keys.
 func (s *Server) Connect(ctx context.Context, name, seed string) (*Conn, error) {
+	if s.keys != nil && seed == "" {
+		return nil, fmt.Errorf("%w: connection %q has no key", ErrDenied, name)
+	}
 	return connect(ctx, s.inner, DialOptions{Name: name, Seed: seed})
 }
 

@@ -2,7 +2,6 @@ package bus
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -62,7 +61,7 @@ func (c *Conn) Setup(ctx context.Context, run string, limits Limits) error {
 	if err := CheckName(run); err != nil {
 		return fmt.Errorf("bus: run: %w", err)
 	}
-	ctx, cancel := bounded(ctx)
+	ctx, cancel := c.bounded(ctx, "")
 	defer cancel()
 	limits = limits.withDefaults()
 	for kind, size := range map[Kind]int64{
@@ -106,7 +105,7 @@ func (c *Conn) Setup(ctx context.Context, run string, limits Limits) error {
 // PurgeOlder deletes every message of run that belongs to an incarnation below
 // the given one, and says how many messages there were.
 func (c *Conn) PurgeOlder(ctx context.Context, scope Scope) (uint64, error) {
-	ctx, cancel := bounded(ctx)
+	ctx, cancel := c.bounded(ctx, "")
 	defer cancel()
 	total := uint64(0)
 	for _, name := range streams {
@@ -155,7 +154,7 @@ type Depth struct {
 
 // Depth measures how full the stream of kind is.
 func (c *Conn) Depth(ctx context.Context, scope Scope, kind Kind) (Depth, error) {
-	ctx, cancel := bounded(ctx)
+	ctx, cancel := c.bounded(ctx, "")
 	defer cancel()
 	stream, err := c.js.Stream(ctx, streams[kind])
 	if err != nil {
@@ -170,21 +169,4 @@ func (c *Conn) Depth(ctx context.Context, scope Scope, kind Kind) (Depth, error)
 		depth.Messages += count
 	}
 	return depth, nil
-}
-
-// named turns the client's errors into ours.
-func (c *Conn) named(ctx context.Context, err error) error {
-	if err == nil {
-		return nil
-	}
-	err = c.explain(err)
-	switch {
-	case errors.Is(err, ErrDenied):
-		return err
-	case errors.Is(err, context.Canceled) || errors.Is(ctx.Err(), context.Canceled):
-		return err
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, jetstream.ErrNoHeartbeat):
-		return fmt.Errorf("%w: %w", ErrTimeout, err)
-	}
-	return err
 }

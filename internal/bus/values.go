@@ -54,7 +54,7 @@ func (v *Values) Get(ctx context.Context, name string) (Value, error) {
 	if err != nil {
 		return Value{}, err
 	}
-	ctx, cancel := bounded(ctx)
+	ctx, cancel := v.conn.bounded(ctx, "")
 	defer cancel()
 	kv, err := v.conn.js.KeyValue(ctx, bucket)
 	if err == nil {
@@ -98,17 +98,18 @@ func (v *Values) Watch(ctx context.Context, name string, handle func(Value) erro
 
 // watch follows key with one watcher.
 func (v *Values) watch(ctx context.Context, key string, handle func(Value) error) error {
-	setup, cancel := bounded(ctx)
+	setup, cancel := v.conn.bounded(ctx, "")
 	kv, err := v.conn.js.KeyValue(setup, bucket)
+	err = v.conn.named(setup, err)
 	cancel()
 	if err != nil {
-		return v.conn.explain(err)
+		return err
 	}
 	inner, stop := context.WithCancel(ctx)
 	defer stop()
 	watcher, err := kv.Watch(inner, key)
 	if err != nil {
-		return v.conn.explain(err)
+		return err
 	}
 	for entry := range watcher.Updates() {
 		if entry == nil { // the present value, if any, has been sent
