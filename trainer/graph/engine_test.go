@@ -63,7 +63,7 @@ func TestEngineAndTrainerAgree(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p, err := vision.Preprocess(data, backend.stage.flat.prepare)
+		p, err := vision.Preprocess(data, backend.images.how.config)
 		if err != nil {
 			t.Fatal(err)
 		}

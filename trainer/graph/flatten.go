@@ -6,14 +6,12 @@ import (
 	"fmt"
 
 	"github.com/uadt-train/uadt-train/internal/qwenvl"
-	"github.com/uadt-train/uadt-train/internal/vision"
 	"github.com/uadt-train/uadt-train/trainer"
 )
 
 // flattener turns batches into chunks.
 type flattener struct {
 	config   qwenvl.Config
-	prepare  vision.Config
 	pictures *pictures
 	text     *angles // one row of head size / 2 frequencies
 	patch    *angles // one row of vision head size / 4 frequencies, for rows and for columns
@@ -21,8 +19,8 @@ type flattener struct {
 }
 
 // newFlattener makes the tables of config.
-func newFlattener(config qwenvl.Config, prepare vision.Config, images *pictures) *flattener {
-	f := &flattener{config: config, prepare: prepare, pictures: images,
+func newFlattener(config qwenvl.Config, images *pictures) *flattener {
+	f := &flattener{config: config, pictures: images,
 		text:  newAngles(config.RopeTheta, config.HeadDim/2),
 		patch: newAngles(10000, config.Vision.HeadDim()/4)}
 	for axis, count := range config.MRopeSection {
@@ -42,17 +40,17 @@ type prompt struct {
 	next      int
 }
 
-// prompt reads the images of a group and checks that all of it fits the model.
-func (f *flattener) prompt(ctx context.Context, g *trainer.Group) (*prompt, error) {
+// prompt places the images of a group and checks that all of it fits the model.
+func (f *flattener) prompt(g *trainer.Group, images map[string]found) (*prompt, error) {
 	p := &prompt{group: g}
 	var grids []qwenvl.Grid
 	for _, image := range g.Images {
-		picture, err := f.pictures.get(ctx, image.Digest, f.config.Vision, f.prepare)
-		if err != nil {
-			return nil, err
+		at := images[image.Digest]
+		if at.err != nil {
+			return nil, at.err
 		}
-		p.pictures = append(p.pictures, picture)
-		grids = append(grids, picture.grid)
+		p.pictures = append(p.pictures, at.picture)
+		grids = append(grids, at.picture.grid)
 	}
 	if len(g.Prompt) == 0 {
 		return nil, errors.New("the prompt is empty")
@@ -136,13 +134,20 @@ func (f *flattener) pieces(b *trainer.Batch, limit int) ([]piece, error) {
 // flatten cuts a batch into chunks of about limit rows, their number a multiple
 // of lanes. It depends on the batch alone.
 func (f *flattener) flatten(ctx context.Context, b *trainer.Batch, limit, lanes int) ([]*chunk, error) {
+	var digests []string
+	for _, g := range b.Groups {
+		for _, image := range g.Images {
+			digests = append(digests, image.Digest)
+		}
+	}
+	images := f.pictures.all(ctx, digests, f.config.Vision)
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	prompts := make([]*prompt, len(b.Groups))
 	for i := range b.Groups {
-		p, err := f.prompt(ctx, &b.Groups[i])
+		p, err := f.prompt(&b.Groups[i], images)
 		if err != nil {
-			if ctx.Err() != nil {
-				return nil, err
-			}
 			return nil, &trainer.GroupError{Group: b.Groups[i].ID, Err: err}
 		}
 		prompts[i] = p

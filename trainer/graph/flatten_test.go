@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -138,19 +139,19 @@ func TestImagesAreSharedAndPlaced(t *testing.T) {
 // counting is an image store that counts.
 type counting struct {
 	data  []byte
-	asked int
+	asked atomic.Int32
 	err   error
 }
 
 func (c *counting) Get(context.Context, string) ([]byte, error) {
-	c.asked++
+	c.asked.Add(1)
 	return c.data, c.err
 }
 
 // TestPicturesAreKeptWithinTheLimit checks the cache of preprocessed images.
 func TestPicturesAreKeptWithinTheLimit(t *testing.T) {
 	ctx := context.Background()
-	w := newWorld(t, small())
+	v := newWorld(t, small()).config.Vision
 	dir := t.TempDir()
 	image := writeImage(t, dir, 16, 16, 7)
 	data, err := folder(dir).Get(ctx, image.Digest)
@@ -160,33 +161,50 @@ func TestPicturesAreKeptWithinTheLimit(t *testing.T) {
 	c := vision.DefaultConfig()
 	c.PatchSize, c.TemporalPatchSize, c.MergeSize, c.MinPixels, c.MaxPixels = 4, 1, 2, 64, 4096
 	store := &counting{data: data}
-	kept := &pictures{source: store, limit: 2 * 16 * 48} // two images of 4 x 4 patches
-	for _, digest := range []string{"a", "a", "b", "a", "c", "b", "a"} {
-		p, err := kept.get(ctx, digest, w.config.Vision, c)
-		if err != nil {
-			t.Fatal(err)
+	kept := &pictures{source: store, workers: 2, limit: 2 * 16 * 48} // two images of 4 x 4 patches
+	kept.use(preparation{config: c, window: 16})
+	ask := func(p *pictures, digests ...string) map[string]found {
+		t.Helper()
+		out := p.all(ctx, digests, v)
+		for _, d := range digests {
+			if at, ok := out[d]; !ok || (at.err == nil && at.picture.grid != (qwenvl.Grid{T: 1, H: 4, W: 4})) {
+				t.Fatalf("image %s: %+v", d, at)
+			}
 		}
-		if p.grid != (qwenvl.Grid{T: 1, H: 4, W: 4}) {
-			t.Fatalf("grid %v", p.grid)
-		}
+		return out
 	}
-	if store.asked != 4 { // a, b, c pushes a out, b is there, a again
-		t.Errorf("asked %d times, want 4", store.asked)
+	ask(kept, "a", "a", "b")
+	ask(kept, "b", "a")
+	if n := store.asked.Load(); n != 2 {
+		t.Errorf("asked %d times for two images, want 2", n)
 	}
-	kept.forget(vision.Config{})
-	kept.forget(vision.DefaultConfig())
+	ask(kept, "c")      // pushes a out
+	ask(kept, "b", "c") // are there
+	if n := store.asked.Load(); n != 3 {
+		t.Errorf("asked %d times for a third, want 3", n)
+	}
+	ask(kept, "d", "e", "f", "g") // more than the limit at once: all of them are answered
+	if kept.size > kept.limit || len(kept.byID) != 2 {
+		t.Errorf("%d elements of %d images kept, limit %d", kept.size, len(kept.byID), kept.limit)
+	}
+	kept.use(preparation{config: c, window: 16})
+	if len(kept.byID) != 2 {
+		t.Error("the same preparation dropped images")
+	}
+	kept.use(preparation{config: c, window: 32})
 	if len(kept.byID) != 0 || kept.size != 0 {
 		t.Errorf("%d images kept after another preparation", len(kept.byID))
 	}
 	broken := errors.New("disk on fire")
-	if _, err := (&pictures{source: &counting{err: broken}}).get(ctx, "x", w.config.Vision, c); !errors.Is(err, broken) {
-		t.Errorf("store error became %v", err)
+	for want, source := range map[error]Images{broken: &counting{err: broken}, vision.ErrImage: &counting{data: []byte("no image")}} {
+		p := &pictures{source: source, workers: 1}
+		p.use(preparation{config: c})
+		if got := ask(p, "x")["x"].err; !errors.Is(got, want) {
+			t.Errorf("error %v, want %v", got, want)
+		}
 	}
-	if _, err := (&pictures{source: &counting{data: []byte("no image")}}).get(ctx, "x", w.config.Vision, c); !errors.Is(err, vision.ErrImage) {
-		t.Errorf("broken image: %v", err)
-	}
-	if _, err := (&pictures{}).get(ctx, "x", w.config.Vision, c); err == nil || !strings.Contains(err.Error(), "no image store") {
-		t.Errorf("no store: %v", err)
+	if got := ask(&pictures{workers: 1}, "x")["x"].err; got == nil || !strings.Contains(got.Error(), "no image store") {
+		t.Errorf("no store: %v", got)
 	}
 }
 

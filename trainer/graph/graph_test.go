@@ -99,11 +99,11 @@ func newWorld(t testing.TB, s tinySizes) *world {
 	w := &world{config: config, weights: arrange(config)}
 	w.values = randomWeights(w.weights, 7)
 	r := rand.New(rand.NewPCG(5, 5))
-	store := &pictures{byID: map[string]*picture{
+	store := &pictures{workers: 1, byID: map[string]*picture{
 		"a": newPicture(config.Vision, tinyPatches(r, config.Vision, 6, 4)),
 		"b": newPicture(config.Vision, tinyPatches(r, config.Vision, 2, 6)),
 	}}
-	w.flat = newFlattener(config, vision.Config{}, store)
+	w.flat = newFlattener(config, store)
 	word := func() int32 { return 2 + r.Int32N(int32(s.vocab)-8) }
 	group := func(id string, images []string, lengths ...int) trainer.Group {
 		g := trainer.Group{ID: id, Prompt: []int32{word(), word()}}

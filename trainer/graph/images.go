@@ -4,13 +4,14 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"sync"
 
 	"github.com/uadt-train/uadt-train/internal/qwenvl"
 	"github.com/uadt-train/uadt-train/internal/vision"
 )
 
 // Images gives the bytes of an image file by its SHA-256 (lower-case hex). It
-// is called from one goroutine at a time.
+// is called from several goroutines.
 type Images interface {
 	Get(ctx context.Context, digest string) ([]byte, error)
 }
@@ -56,48 +57,93 @@ func spansOf(bounds []int) []span {
 // pictures keeps preprocessed images by digest, the oldest going first when
 // their pixels exceed the limit.
 type pictures struct {
-	source Images
-	limit  int // elements
-	size   int
-	byID   map[string]*picture
-	order  []string
-	// prepared is how the kept images were prepared.
-	prepared vision.Config
+	source  Images
+	limit   int // elements
+	workers int // goroutines that decode; at least 1
+	size    int
+	byID    map[string]*picture
+	order   []string
+	how     preparation // of the kept images
 }
 
-// get returns an image, decoding it if it is not kept.
-func (p *pictures) get(ctx context.Context, digest string, v qwenvl.VisionConfig, c vision.Config) (*picture, error) {
-	if found, ok := p.byID[digest]; ok {
-		return found, nil
+// preparation is what the pixels of a picture and their order depend on.
+type preparation struct {
+	config vision.Config
+	window int // pixels of an attention window's side
+}
+
+// use drops all images when they would be prepared otherwise.
+func (p *pictures) use(how preparation) {
+	if p.how != how || p.byID == nil {
+		p.how, p.byID, p.order, p.size = how, map[string]*picture{}, nil, 0
+	}
+}
+
+// found is an image, or why there is none.
+type found struct {
+	picture *picture
+	err     error
+}
+
+// all returns the images of these digests, decoding those that are not kept.
+func (p *pictures) all(ctx context.Context, digests []string, v qwenvl.VisionConfig) map[string]found {
+	out := make(map[string]found, len(digests))
+	var missing []string
+	for _, digest := range digests {
+		if _, ok := out[digest]; ok {
+			continue
+		}
+		kept, ok := p.byID[digest]
+		out[digest] = found{picture: kept}
+		if !ok {
+			missing = append(missing, digest)
+		}
+	}
+	made := make([]found, len(missing))
+	var group sync.WaitGroup
+	for worker := range min(p.workers, len(missing)) {
+		group.Go(func() {
+			for i := worker; i < len(missing); i += p.workers {
+				made[i] = p.read(ctx, missing[i], v)
+			}
+		})
+	}
+	group.Wait()
+	for i, digest := range missing {
+		out[digest] = made[i]
+		if made[i].err == nil {
+			p.keep(digest, made[i].picture)
+		}
+	}
+	return out
+}
+
+// read fetches and prepares one image.
+func (p *pictures) read(ctx context.Context, digest string, v qwenvl.VisionConfig) found {
+	if err := ctx.Err(); err != nil {
+		return found{err: err}
 	}
 	if p.source == nil {
-		return nil, fmt.Errorf("image %s: no image store was given", digest)
+		return found{err: fmt.Errorf("image %s: no image store was given", digest)}
 	}
 	data, err := p.source.Get(ctx, digest)
 	if err != nil {
-		return nil, fmt.Errorf("image %s: %w", digest, err)
+		return found{err: fmt.Errorf("image %s: %w", digest, err)}
 	}
-	patches, err := vision.Preprocess(data, c)
+	patches, err := vision.Preprocess(data, p.how.config)
 	if err != nil {
-		return nil, fmt.Errorf("image %s: %w", digest, err)
+		return found{err: fmt.Errorf("image %s: %w", digest, err)}
 	}
-	made := newPicture(v, patches)
-	if p.byID == nil {
-		p.byID = map[string]*picture{}
-	}
+	return found{picture: newPicture(v, patches)}
+}
+
+// keep adds an image, and lets the oldest go that exceed the limit.
+func (p *pictures) keep(digest string, made *picture) {
 	p.byID[digest] = made
 	p.order = append(p.order, digest)
 	for p.size += len(made.pixels); p.size > p.limit && len(p.order) > 1; p.order = p.order[1:] {
 		p.size -= len(p.byID[p.order[0]].pixels)
 		delete(p.byID, p.order[0])
-	}
-	return made, nil
-}
-
-// forget drops all images when they would be prepared otherwise.
-func (p *pictures) forget(c vision.Config) {
-	if p.prepared != c {
-		p.prepared, p.byID, p.order, p.size = c, nil, nil, 0
 	}
 }
 

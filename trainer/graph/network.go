@@ -21,9 +21,9 @@ type value struct {
 // rowCount says how many rows of a value are live for a chunk.
 type rowCount func(c *chunk) int
 
-func tokenRows(c *chunk) int  { return len(c.tokens) }
-func headRows(c *chunk) int   { return len(c.head) }
-func patchRows(c *chunk) int  { return c.vision.patches }
+func tokenRows(c *chunk) int { return len(c.tokens) }
+func headRows(c *chunk) int  { return len(c.head) }
+func patchRows(c *chunk) int { return c.vision.patches }
 
 // head says how logits become log-probabilities.
 type head struct {

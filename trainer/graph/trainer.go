@@ -50,7 +50,7 @@ func New(options Options) (*Trainer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Trainer{options: o, images: &pictures{source: o.Images, limit: o.ImageCacheBytes / 4}}, nil
+	return &Trainer{options: o, images: &pictures{source: o.Images, limit: o.ImageCacheBytes / 4, workers: o.Lanes}}, nil
 }
 
 // Begin reads the model (or the resume point) and builds the stage. A failed
@@ -171,8 +171,8 @@ func (t *Trainer) openModel(dir string) (made *stage, err error) {
 	if prepare.PatchSize != v.PatchSize || prepare.MergeSize != v.MergeSize || prepare.TemporalPatchSize != v.TemporalPatchSize {
 		return nil, fmt.Errorf("model %s: preprocessor_config.json and config.json disagree on patch, merge or temporal patch size", dir)
 	}
-	t.images.forget(prepare)
-	made.flat = newFlattener(config, prepare, t.images)
+	t.images.use(preparation{config: prepare, window: v.WindowSize})
+	made.flat = newFlattener(config, t.images)
 	return made, nil
 }
 
