@@ -128,6 +128,7 @@ func (f *Fleet) turn(s *server, policy rollout.Policy) (v verdict, had bool) {
 // believed. It must be called under the lock.
 func (f *Fleet) begin(s *server, policy rollout.Policy) {
 	s.live = nil
+	s.changes++
 	f.setState(s, StateAdopting, "policy "+policy.String())
 }
 
@@ -176,6 +177,7 @@ func (f *Fleet) change(ctx context.Context, s *server, offer rollout.Offer) (too
 // called under the lock.
 func (f *Fleet) settle(s *server, policy rollout.Policy, model string, err error) error {
 	var failed *reloadError
+	s.changes++
 	switch {
 	case errors.As(err, &failed) && failed.broken:
 		s.broken = true

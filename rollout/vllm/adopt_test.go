@@ -196,7 +196,7 @@ func TestCatchesUp(t *testing.T) {
 // the quorum and nothing else.
 func TestAdoptIsBounded(t *testing.T) {
 	fakes := []*fake{newFake(t), newFake(t), newFake(t)}
-	fleet := fleetOn(t, func(o *Options) { o.AdoptTimeout = 300 * time.Millisecond }, fakes...)
+	fleet := fleetOn(t, func(o *Options) { o.AdoptTimeout = 2 * time.Second }, fakes...)
 	fakes[0].setHook(func(_ http.ResponseWriter, r *http.Request, _ []byte) bool {
 		if r.URL.Path == "/pause" {
 			<-r.Context().Done()
@@ -204,7 +204,7 @@ func TestAdoptIsBounded(t *testing.T) {
 		return r.URL.Path == "/pause"
 	})
 	adopted, err := fleet.Adopt(bounded(t), offerOf(0))
-	if err != nil || !strings.Contains(adopted.Servers[0].Err, "was not live after 300ms") {
+	if err != nil || !strings.Contains(adopted.Servers[0].Err, "was not live after 2s") {
 		t.Errorf("%+v, %v", adopted, err)
 	}
 }

@@ -16,6 +16,7 @@ type observation struct {
 	refused bool  // nobody listens there: not slow, gone
 	metrics metrics
 	paused  bool
+	changes int // of the server when the look began
 }
 
 // look probes s. It takes no lock.
@@ -53,7 +54,11 @@ func (f *Fleet) monitor(s *server) {
 	ticks := time.NewTicker(f.options.ProbeEvery)
 	defer ticks.Stop()
 	for {
+		f.mu.Lock()
+		changes := s.changes
+		f.mu.Unlock()
 		o := f.look(s)
+		o.changes = changes
 		if f.ctx.Err() != nil {
 			return
 		}
@@ -105,7 +110,7 @@ func (f *Fleet) judge(s *server, o observation, now time.Time) order {
 		f.setState(s, s.back(), "")
 	}
 	switch {
-	case o.paused && s.live != nil:
+	case o.paused && s.live != nil && o.changes == s.changes: // else it may be our own pause that was seen
 		f.setState(s, StatePaused, "somebody paused it")
 	case s.state == StatePaused && !o.paused:
 		s.progressed = now

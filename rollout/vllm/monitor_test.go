@@ -188,6 +188,7 @@ func TestJudge(t *testing.T) {
 		"no counters, no verdict":   {busy, []step{{0, observation{}, StateHealthy, nothing}, {100, observation{}, StateHealthy, nothing}}},
 		"hung without jobs":         {func(_ *Fleet, s *server) { s.state = StateHung }, []step{{0, well(100, 1), StateHung, prod}}},
 		"paused and resumed":        {nil, []step{{0, observation{metrics: metrics{progress: 100, known: true, start: 1}, paused: true}, StatePaused, nothing}, {1, well(100, 1), StateHealthy, nothing}}},
+		"our own pause":             {func(_ *Fleet, s *server) { s.changes = 2 }, []step{{0, observation{metrics: metrics{progress: 100, known: true, start: 1}, paused: true, changes: 1}, StateHealthy, nothing}}},
 		"broken stays broken":       {func(_ *Fleet, s *server) { s.state, s.broken, s.live = StateDead, true, nil }, []step{{0, well(200, 1), StateDead, nothing}, {1, well(1, 2), StateAdopting, adopt}}},
 		"adopting hears no silence": {func(_ *Fleet, s *server) { s.state = StateAdopting }, []step{{0, silent, StateAdopting, nothing}, {1, silent, StateAdopting, nothing}, {2, silent, StateAdopting, nothing}, {3, gone, StateDead, nothing}}},
 		"stale waits for its turn":  {func(f *Fleet, s *server) { s.state, s.live = StateStale, nil; f.adopting <- struct{}{} }, []step{{0, well(100, 1), StateStale, nothing}}},

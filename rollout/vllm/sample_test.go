@@ -119,7 +119,7 @@ func TestImageThatIsMissing(t *testing.T) {
 	job.Question.Messages[1].Parts = append(job.Question.Messages[1].Parts, rollout.Part{Image: &rollout.Image{Digest: "unknown"}})
 	_, err := fleet.Sample(bounded(t), job)
 	wantDrop(t, err, rollout.ReasonUnavailable, "no image unknown")
-	bare := fleetOn(t, nil, f)
+	bare := fleetOn(t, nil, newFake(t))
 	job.Policy = adoptVersion(t, bare, 0)
 	_, err = bare.Sample(bounded(t), job)
 	wantDrop(t, err, rollout.ReasonUnavailable, "no source of images")
@@ -357,7 +357,7 @@ func TestDeadlineWhileSampling(t *testing.T) {
 
 func TestRequestTimeout(t *testing.T) {
 	f := newFake(t)
-	fleet := fleetOn(t, func(o *Options) { o.Timeout, o.Retries = 100*time.Millisecond, -1 }, f)
+	fleet := fleetOn(t, func(o *Options) { o.Timeout, o.Retries = time.Second, -1 }, f)
 	job := jobOf("j1", adoptVersion(t, fleet, 0))
 	f.setHook(onChat(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
 	_, err := fleet.Sample(bounded(t), job)

@@ -60,6 +60,7 @@ type server struct {
 	rate    float64 // smoothed tokens per second of a job
 	rated   int     // jobs in rate
 
+	changes    int  // times that a change of weights began or ended
 	broken     bool // must be restarted before it is believed again
 	lost       bool // did not answer since it was last believed
 	misses     int  // failed probes in a row
