@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+
 from gradient_case import (
     IMAGE_PAD,
     VIDEO_PAD,
@@ -21,7 +23,6 @@ from gradient_case import (
     write_checkpoint,
     write_picture,
 )
-from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[2]
 BANNED = [IMAGE_PAD, VIDEO_PAD]
