@@ -38,7 +38,6 @@ type fake struct {
 	tokens   int           // the progress counter
 	start    float64
 	routes   []string // every route that was called, but probes
-	salts    []string
 	requests []map[string]any // bodies of chat completions
 	// hook may answer a request itself and then returns true.
 	hook func(w http.ResponseWriter, r *http.Request, body []byte) bool

@@ -2,7 +2,6 @@ package vllm
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -163,9 +162,4 @@ func (f *Fleet) setState(s *server, state State, why string) {
 		f.options.Log.Info("server state", "server", s.id, "from", s.state, "to", state, "why", why)
 	}
 	s.state, s.why = state, why
-}
-
-// isContext says whether err is the end of a context and nothing else.
-func isContext(err error) bool {
-	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }

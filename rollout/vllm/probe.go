@@ -102,8 +102,6 @@ type metrics struct {
 	progress float64 // rises whenever the engine does work
 	known    bool    // a progress counter was there
 	start    float64 // start of the process, seconds since 1970; 0 when unknown
-	running  float64 // requests being computed
-	waiting  float64 // requests queued
 }
 
 // metrics reads the page of counters.
@@ -151,10 +149,6 @@ func parseMetrics(data []byte) metrics {
 			m.known = true
 		case name == "process_start_time_seconds":
 			m.start = v
-		case name == "vllm:num_requests_running":
-			m.running += v
-		case name == "vllm:num_requests_waiting":
-			m.waiting += v
 		}
 	}
 	return m

@@ -132,7 +132,7 @@ empty
 `
 
 func TestParseMetrics(t *testing.T) {
-	if got, want := parseMetrics([]byte(page)), (metrics{1607, true, 1.7e9, 3, 4}); got != want {
+	if got, want := parseMetrics([]byte(page)), (metrics{1607, true, 1.7e9}); got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 	if got := parseMetrics(nil); got != (metrics{}) {
@@ -165,5 +165,31 @@ func TestOptionsRefused(t *testing.T) {
 	}
 	if _, err := NewFleet(Options{}); err == nil || !strings.Contains(err.Error(), "no servers") {
 		t.Errorf("no servers: %v", err)
+	}
+}
+
+func TestInspect(t *testing.T) {
+	f := newFake(t)
+	info, err := Inspect(context.Background(), f.server.URL, Options{})
+	want := Info{f.server.URL, "0.0.1", "policy", "x", 65536, true, false, true}
+	if err != nil || info != want {
+		t.Errorf("%+v, %v; want %+v", info, err, want)
+	}
+	f.setHook(func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+		if r.URL.Path == "/is_paused" || r.URL.Path == "/version" {
+			refuse(w, 404, "{}")
+			return true
+		}
+		return false
+	})
+	info, err = Inspect(context.Background(), f.server.URL, Options{Model: "other"})
+	if err == nil || info.CanChange || !info.Watched || !strings.Contains(err.Error(), "/version") || !strings.Contains(err.Error(), `"other"`) {
+		t.Errorf("%+v, %v", info, err)
+	}
+	if _, err := Inspect(context.Background(), "http://"+freePort(t), Options{}); err == nil || !strings.Contains(err.Error(), "refused") {
+		t.Errorf("nobody there: %v", err)
+	}
+	if _, err := Inspect(context.Background(), "nonsense", Options{}); err == nil {
+		t.Error("nonsense was accepted")
 	}
 }
