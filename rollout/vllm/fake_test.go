@@ -37,7 +37,7 @@ type fake struct {
 	resumed  chan struct{} // closed when not paused
 	tokens   int           // the progress counter
 	start    float64
-	routes   []string // every route that was called, but probes
+	routes   []string         // every route that was called, but probes
 	requests []map[string]any // bodies of chat completions
 	// hook may answer a request itself and then returns true.
 	hook func(w http.ResponseWriter, r *http.Request, body []byte) bool
