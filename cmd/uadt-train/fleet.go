@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"os"
 	"time"
 
@@ -28,7 +27,7 @@ func (i images) Image(ctx context.Context, digest string) (data []byte, mediaTyp
 	if err != nil {
 		return nil, "", err
 	}
-	return data, http.DetectContentType(data), nil
+	return data, detectType(data), nil
 }
 
 // Get implements the image seam of trainers and encoders.

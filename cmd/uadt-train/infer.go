@@ -5,9 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -119,10 +117,7 @@ func (f inferFlags) request() (map[string]any, error) {
 		if err != nil {
 			return nil, fmt.Errorf("image: %w", err)
 		}
-		kind := http.DetectContentType(data)
-		if !strings.HasPrefix(kind, "image/") {
-			kind = "image/tiff" // the one supported type that Go does not detect; a wrong guess is refused by name
-		}
+		kind := detectType(data)
 		refs[i] = rollout.Image{Digest: path, MediaType: kind}
 		urls[path] = "data:" + kind + ";base64," + base64.StdEncoding.EncodeToString(data)
 	}
