@@ -40,10 +40,10 @@ func TestSizeAndNumberOfMarksAreControlled(t *testing.T) {
 
 // Marks that do not overlap can be counted as islands of changed pixels.
 func TestMarksCanBeCounted(t *testing.T) {
-	const size = 512
+	const size = 256
 	plain := Render(with(Finding{}), size)
 	most := 0
-	for seed := range uint64(40) {
+	for seed := range uint64(16) {
 		a, b := with(Finding{}), with(Finding{Lesion: Microaneurysms, Marks: 3, Size: 0.5})
 		a.Seed, b.Seed = seed, seed
 		n := islands(Render(a, size), Render(b, size))
@@ -53,7 +53,7 @@ func TestMarksCanBeCounted(t *testing.T) {
 		most = max(most, n)
 	}
 	if most != 3 {
-		t.Errorf("at most %d islands in 40 phantoms with 3 marks each", most)
+		t.Errorf("at most %d islands in 16 phantoms with 3 marks each", most)
 	}
 	if n := islands(plain, plain); n != 0 {
 		t.Errorf("%d islands between a picture and itself", n)
