@@ -2,6 +2,7 @@ package graph
 
 import (
 	"fmt"
+	"runtime"
 
 	"gorgonia.org/gorgonia"
 	"gorgonia.org/tensor"
@@ -120,7 +121,11 @@ func newNetwork(config qwenvl.Config, weights *layoutOfWeights, train []bool, ca
 			return nil, err
 		}
 	}
-	n.machine = gorgonia.NewTapeMachine(n.graph)
+	machine := gorgonia.NewTapeMachine(n.graph)
+	// Its finalizer does nothing without CUDA, but the operations refer back to n
+	// and so to the machine, and a cycle with a finalizer is never collected.
+	runtime.SetFinalizer(machine, nil)
+	n.machine = machine
 	return n, nil
 }
 

@@ -281,21 +281,31 @@ func TestFrozenPartsStay(t *testing.T) {
 	}
 }
 
-// TestMemoryStaysFlat compares the live heap after ten and after fifty steps.
+// live is the heap that is in use, in bytes.
+func live() float64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return float64(m.HeapAlloc)
+}
+
+// TestMemoryStaysFlat compares the live heap after ten and after fifty steps,
+// and after many stages.
 func TestMemoryStaysFlat(t *testing.T) {
 	b := newBench(t)
 	b.begin(t, b.Trainer, nil)
-	live := func() float64 {
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return float64(m.HeapAlloc)
-	}
 	b.train(t, b.Trainer, 1, 10)
 	early := live()
 	b.train(t, b.Trainer, 11, 50)
 	if late := live(); late > 1.1*early {
-		t.Errorf("live heap went from %.0f to %.0f bytes", early, late)
+		t.Errorf("live heap went from %.0f to %.0f bytes over steps", early, late)
+	}
+	for range 8 {
+		b.begin(t, b.Trainer, nil)
+		b.train(t, b.Trainer, 1, 10)
+	}
+	if late := live(); late > 1.1*early {
+		t.Errorf("live heap went from %.0f to %.0f bytes over stages", early, late)
 	}
 }
 
