@@ -97,7 +97,7 @@ func (f *Fleet) judge(s *server, o observation, now time.Time) order {
 		s.start, s.progress = o.metrics.start, o.metrics.progress
 	}
 	if advanced {
-		s.progressed = now
+		s.pace(now)
 	}
 	switch {
 	case restarted && s.state != StateAdopting:
@@ -119,7 +119,7 @@ func (f *Fleet) judge(s *server, o observation, now time.Time) order {
 		f.setState(s, s.back(), "")
 	case s.state == StateHung && len(s.flights) == 0:
 		return prod
-	case s.serving() && len(s.flights) > 0 && now.Sub(s.progressed) >= f.options.HangAfter:
+	case s.serving() && len(s.flights) > 0 && now.Sub(s.progressed) >= f.patienceWith(s):
 		f.setState(s, StateHung, fmt.Sprintf("no progress for %s with %d jobs", now.Sub(s.progressed).Round(time.Millisecond), len(s.flights)))
 		s.end(errHung)
 	case f.lags(s) && !now.Before(s.until):
@@ -136,6 +136,34 @@ func (f *Fleet) judge(s *server, o observation, now time.Time) order {
 func (f *Fleet) lags(s *server) bool {
 	return f.offer != nil && len(f.adopting) == 0 && (s.serving() || s.state == StateStale) &&
 		(s.live == nil || *s.live != f.offer.Policy && len(s.flights) == 0 && !f.queuedBefore(f.offer.Policy))
+}
+
+// leastPaces is the number of signs of progress from which a pace is believed.
+const leastPaces = 8
+
+// pace books a sign of progress. The longest gap is forgotten slowly, so that
+// one hiccup does not blind the watch for ever.
+func (s *server) pace(now time.Time) {
+	if len(s.flights) > 0 {
+		s.gap = max(now.Sub(s.progressed), s.gap*49/50)
+		s.paces++
+	}
+	s.progressed = now
+}
+
+// patienceWith is how long s may show no progress. To give a server up too
+// early costs the work that it had done, never a result; but with nobody to take
+// the jobs over there is nothing to win. It must be called under the lock.
+func (f *Fleet) patienceWith(s *server) time.Duration {
+	if s.paces < leastPaces || s.live == nil {
+		return f.options.HangAfter
+	}
+	for _, other := range f.servers {
+		if other != s && other.serves(*s.live) {
+			return min(max(3*s.gap, 3*f.options.ProbeEvery), f.options.HangAfter)
+		}
+	}
+	return f.options.HangAfter
 }
 
 // judgeSilence books a failed probe. While weights are loaded a server may be

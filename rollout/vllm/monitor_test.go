@@ -216,6 +216,47 @@ func TestJudge(t *testing.T) {
 
 func busy(_ *Fleet, s *server) { s.flights[&flight{cancel: func(error) {}}] = true }
 
+// TestPatienceFollowsPace: a server that has shown its pace is given up early,
+// but only where another can take its jobs.
+func TestPatienceFollowsPace(t *testing.T) {
+	f := bare(2)
+	s := f.servers[0]
+	busy(f, s)
+	now := s.progressed
+	move := func(after time.Duration, progress float64) {
+		now = now.Add(after)
+		f.judge(s, observation{metrics: metrics{progress: progress, known: true, start: 1}}, now)
+	}
+	for i := range leastPaces {
+		if got := f.patienceWith(s); got != f.options.HangAfter {
+			t.Fatalf("after %d signs of progress: %s", i, got)
+		}
+		move(time.Second, float64(200+i))
+	}
+	if got := f.patienceWith(s); got != 3*time.Second {
+		t.Errorf("pace of 1 s: patience %s, want 3 s", got)
+	}
+	f.servers[1].state = StateDead
+	if got := f.patienceWith(s); got != f.options.HangAfter {
+		t.Errorf("nobody else: patience %s", got)
+	}
+	f.servers[1].state = StateHealthy
+	if move(2999*time.Millisecond, 207); s.state != StateHealthy {
+		t.Errorf("just within patience: %s", s.state)
+	}
+	if move(time.Millisecond, 207); s.state != StateHung {
+		t.Errorf("out of patience: %s", s.state)
+	}
+	s.gap = time.Millisecond
+	if got := f.patienceWith(s); got != 3*f.options.ProbeEvery {
+		t.Errorf("pace of 1 ms: patience %s, want three probes", got)
+	}
+	s.gap = time.Hour
+	if got := f.patienceWith(s); got != f.options.HangAfter {
+		t.Errorf("pace of 1 h: patience %s, want the limit", got)
+	}
+}
+
 // TestSlow: far below the median is slow, and used only when the others are
 // full; twice the limit is well again.
 func TestSlow(t *testing.T) {

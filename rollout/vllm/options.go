@@ -57,16 +57,18 @@ type Options struct {
 	// a server that comes back gets the current weights then.
 	StartTimeout time.Duration
 
-	// ProbeEvery is the time between two looks at a server, default 1 s.
+	// ProbeEvery is the time between two looks at a server, default 500 ms.
 	ProbeEvery time.Duration
 	// ProbeTimeout is the longest time for one probe, default 5 s.
 	ProbeTimeout time.Duration
 	// DeadAfter is how many failed probes in a row make a server dead, default 3;
 	// a refused connection does so at once.
 	DeadAfter int
-	// HangAfter is how long a server with jobs may show no progress before it
-	// counts as hung, default 60 s. The first request of a server may compile
-	// kernels: keep it above that.
+	// HangAfter is the longest that a server with jobs may show no progress before
+	// it counts as hung, default 60 s. The first request of a server may compile
+	// kernels: keep it above that. Where another server can take the jobs, a
+	// server that has shown its pace is given up much sooner: after three times
+	// the longest pause between two signs of progress, at least three probes.
 	HangAfter time.Duration
 	// SlowRatio is the share of the median token rate below which a server counts
 	// as slow and is used last, default 0.25; negative is never.
@@ -88,7 +90,7 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.Quorum, len(o.Servers)/2+1)
 	setDefault(&o.AdoptTimeout, 15*time.Minute)
 	setDefault(&o.StartTimeout, 5*time.Minute)
-	setDefault(&o.ProbeEvery, time.Second)
+	setDefault(&o.ProbeEvery, 500*time.Millisecond)
 	setDefault(&o.ProbeTimeout, 5*time.Second)
 	setDefault(&o.DeadAfter, 3)
 	setDefault(&o.HangAfter, time.Minute)

@@ -66,8 +66,10 @@ type server struct {
 	misses     int  // failed probes in a row
 	start      float64
 	progress   float64
-	progressed time.Time // when progress last rose, or the server last became busy
-	looked     bool      // start and progress were read at least once
+	progressed time.Time     // when progress last rose, or the server last became busy
+	gap        time.Duration // longest recent time between two signs of progress while it had jobs
+	paces      int           // signs of progress that gap was learnt from
+	looked     bool          // start and progress were read at least once
 }
 
 func newServer(url string, options Options) *server {
