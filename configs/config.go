@@ -49,7 +49,7 @@ type Data struct {
 type Stage struct {
 	Name         string              `key:"name" range:"unique" help:"name of the stage"`
 	Kind         trainer.StageKind   `key:"kind" range:"align, sft or rl" help:"align: image and caption; sft: reasoning traces; rl: GRPO and UADT"`
-	Data         string              `key:"data" class:"identity" help:"file of records to train on"`
+	Data         string              `key:"data" class:"identity" help:"file of records to train on, or phantom:SPLIT:COUNT[:SEED], made when it is first needed"`
 	Steps        int                 `key:"steps" class:"horizon" unit:"steps" range:">= 1" help:"rollout batches (rl) or optimizer updates (align, sft) of the stage"`
 	Batch        int                 `key:"batch" unit:"records" range:">= 1" help:"records of one update; align and sft only (rl: rollout.questions_per_step)"`
 	LearningRate float64             `key:"learning_rate" range:"> 0" help:"peak learning rate of AdamW"`
@@ -153,7 +153,7 @@ type Bus struct {
 
 // Eval is the section eval.
 type Eval struct {
-	Data      string `key:"data" help:"file of held-out records; empty evaluates nothing"`
+	Data      string `key:"data" help:"file of held-out records, or phantom:SPLIT:COUNT[:SEED]; empty evaluates nothing"`
 	Every     int    `key:"every" class:"identity" unit:"steps" range:">= 0" help:"evaluate each this many rl steps; 0 only at the ends of stages"`
 	Questions int    `key:"questions" unit:"questions" range:">= 0" help:"held-out questions asked, the first ones; 0 asks all"`
 	Traces    int    `key:"traces" unit:"traces" range:">= 1" help:"sampled answers per held-out question, for accuracy and pass@k"`

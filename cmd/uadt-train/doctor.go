@@ -137,6 +137,10 @@ func checkModel(c configs.Config) finding {
 }
 
 func checkRecords(ctx context.Context, name, path string, c configs.Config) finding {
+	if isPhantom(path) {
+		_, _, err := parsePhantom(path)
+		return check(name, path+": made when the run starts", err)
+	}
 	dir, err := os.MkdirTemp("", "uadt-doctor-")
 	if err != nil {
 		return check(name, "", err)

@@ -72,7 +72,7 @@ func missingFiles(c configs.Config) []string {
 	}
 	var missing []string
 	for _, path := range paths {
-		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(path); !isPhantom(path) && errors.Is(err, fs.ErrNotExist) {
 			missing = append(missing, path)
 		}
 	}

@@ -18,7 +18,7 @@ import (
 // modelCommand makes, inspects and compares model directories.
 func (m *Main) modelCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "model", Short: "make, inspect and compare model directories"}
-	cmd.AddCommand(m.modelInit(), m.modelInspect(), m.modelCompare())
+	cmd.AddCommand(m.modelInit(), m.modelInspect(), m.modelCompare(), m.modelConvert())
 	return cmd
 }
 

@@ -33,7 +33,11 @@ func setOptions(path string, d configs.Data) dataset.Options {
 // openData opens the files of all stages and the held-out questions.
 func (r *running) openData(ctx context.Context, store *blob.Store, o *coordinator.Options) error {
 	for i, s := range r.config.Stages {
-		set, err := dataset.Open(ctx, store, setOptions(s.Data, r.config.Data))
+		file, err := recordsFile(ctx, s.Data, r.config.RunsDir)
+		if err != nil {
+			return fmt.Errorf("stage %s: %w", s.Name, err)
+		}
+		set, err := dataset.Open(ctx, store, setOptions(file, r.config.Data))
 		if err != nil {
 			return fmt.Errorf("stage %s: %w", s.Name, err)
 		}
@@ -50,7 +54,11 @@ func (r *running) openData(ctx context.Context, store *blob.Store, o *coordinato
 	if r.config.Eval.Data == "" {
 		return nil
 	}
-	questions, err := readQuestions(ctx, store, setOptions(r.config.Eval.Data, r.config.Data), r.config.Eval.Questions)
+	file, err := recordsFile(ctx, r.config.Eval.Data, r.config.RunsDir)
+	if err != nil {
+		return fmt.Errorf("eval.data: %w", err)
+	}
+	questions, err := readQuestions(ctx, store, setOptions(file, r.config.Data), r.config.Eval.Questions)
 	if err != nil {
 		return fmt.Errorf("eval.data: %w", err)
 	}
