@@ -86,6 +86,10 @@ type WorkerOptions struct {
 	// LeaseWait bounds the wait for a server that another worker still has.
 	// Default 15 s.
 	LeaseWait time.Duration
+	// TakeOver takes the servers from whoever has them, without waiting; for a
+	// worker in the process of an embedded bus, whose earlier holders died with
+	// it. Default false.
+	TakeOver bool
 	// Failures is how often Fleet may fail a job, other than by dropping it,
 	// before the worker drops it as unavailable. Default 3.
 	Failures int

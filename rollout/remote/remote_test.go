@@ -196,3 +196,8 @@ func TestRemoteConforms(t *testing.T) {
 		})
 	}
 }
+
+// options describe a worker of one server that bears its name.
+func options(id string, inner rollout.Fleet, slots int) remote.WorkerOptions {
+	return remote.WorkerOptions{ID: id, Fleet: inner, Servers: []string{id}, Slots: slots}
+}

@@ -157,7 +157,7 @@ func (w *Worker) take(ctx context.Context) ([]*bus.Lease, error) {
 	var leases []*bus.Lease
 	for _, server := range w.options.Servers {
 		lease, err := w.values.Acquire(ctx, bus.LeaseOptions{
-			Key: "lease.server." + serverKey(server), Holder: w.options.ID, TTL: w.options.LeaseTTL,
+			Key: "lease.server." + serverKey(server), Holder: w.options.ID, TTL: w.options.LeaseTTL, TakeOver: w.options.TakeOver,
 		})
 		if err != nil {
 			return leases, fmt.Errorf("worker %s, server %s: %w", w.options.ID, server, err)

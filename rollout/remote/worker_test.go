@@ -87,6 +87,11 @@ func TestServerHasOneController(t *testing.T) {
 		t.Fatalf("got %v, want ErrHeld by first", err)
 	}
 	first.kill()
+	taker := r.workWith(remote.WorkerOptions{ID: "taker", Fleet: fleet, Servers: []string{"s"}, TakeOver: true})
+	if got := <-sample(patient(t), r.fleet, job(1, 1, 0)); got.err != nil {
+		t.Fatal(got.err)
+	}
+	taker.kill()
 	r.work("heir", fleet, "s") // waits until the lease of the dead has expired
 	if got := <-sample(patient(t), r.fleet, job(0, 1, 0)); got.err != nil {
 		t.Fatal(got.err)
