@@ -21,7 +21,7 @@ type Options struct {
 	// Seed numbers the requests that bring no seed of their own.
 	Seed int64
 	// CacheBytes bounds each of the two caches (prompts, image features).
-	// 0 means 256 MiB.
+	// 0 means 64 MiB.
 	CacheBytes int
 	// EndToken is the primary end token, whose stop is reported without a stop
 	// token; -1 for none. OtherEnds also end a response, and are reported. When
@@ -80,7 +80,7 @@ func New(model *Model, options Options) (*Engine, error) {
 		options.Workers = runtime.GOMAXPROCS(0)
 	}
 	if options.CacheBytes == 0 {
-		options.CacheBytes = 256 << 20
+		options.CacheBytes = 64 << 20
 	}
 	if options.EndToken == 0 && len(options.OtherEnds) == 0 {
 		options.EndToken = -1

@@ -31,7 +31,7 @@ type Options struct {
 	// max_pixels of their own. 0 means what preprocessor_config.json says.
 	MaxPixels int
 	// CacheBytes bounds each cache (prompts, image features, preprocessed
-	// images). 0 means 256 MiB.
+	// images). 0 means 64 MiB.
 	CacheBytes int
 	// Workers is the number of goroutines that compute. 0 means GOMAXPROCS.
 	Workers int
@@ -54,7 +54,7 @@ func (o Options) withDefaults() (Options, error) {
 	setDefault(&o.MaxLogprobs, 20)
 	setDefault(&o.MaxChoices, 16384)
 	setDefault(&o.MaxBody, 64<<20)
-	setDefault(&o.CacheBytes, 256<<20)
+	setDefault(&o.CacheBytes, 64<<20)
 	setDefault(&o.ShutdownTimeout, 10*time.Second)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_server import Server, chat_body, init_model, program
 from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+from engine_server import Server, chat_body, init_model, program
 
 PROMPTS = 64
 TOLERANCE = 1e-4  # the goal; what is measured is below 1e-5
@@ -139,8 +141,6 @@ def test_agrees_with_transformers(engines: tuple[Server, Path, Path], capsys: py
     assert server.post("/collective_rpc", update) == {"results": [None]}
     report["after"] = check(server, second, questions)
     with capsys.disabled():
-        import sys
-
         sys.stdout.write(json.dumps({"test": "engine_agreement", "prompts": PROMPTS, **report}) + "\n")
     for worst in report.values():
         assert max(worst.values()) < TOLERANCE
