@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/uadt-train/uadt-train/configs"
 	"github.com/uadt-train/uadt-train/internal/blob"
@@ -65,12 +66,18 @@ func openBus(ctx context.Context, c configs.Config, dir string, above uint64, un
 	if err := o.conn.Setup(ctx, c.Name, bus.Limits{}); err != nil {
 		return o, err
 	}
+	// A bus in this process can be reached by nobody who might want the lease, and
+	// a busy laptop may stall for seconds; elsewhere a dead holder must be noticed.
+	ttl := 15 * time.Second
+	if o.server != nil {
+		ttl = 10 * time.Minute
+	}
 	host, err := os.Hostname()
 	if err != nil {
 		host = "unknown host"
 	}
 	lease, err := o.conn.Values(c.Name).Acquire(ctx, bus.LeaseOptions{
-		Key: coordinatorLease, Holder: fmt.Sprintf("%s process %d", host, os.Getpid()), TakeOver: o.server != nil, Above: above,
+		Key: coordinatorLease, Holder: fmt.Sprintf("%s process %d", host, os.Getpid()), TakeOver: o.server != nil, Above: above, TTL: ttl,
 	})
 	if err != nil {
 		return o, err

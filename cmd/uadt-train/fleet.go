@@ -52,6 +52,8 @@ type workerSetup struct {
 	servers []string
 	id      string
 	log     *slog.Logger
+	// leaseTTL is how long a server stays taken after its worker has died.
+	leaseTTL time.Duration
 }
 
 // newWorker builds the inference fleet over servers and the worker around it.
@@ -66,7 +68,7 @@ func newWorker(s workerSetup, undo *closers) (*remote.Worker, error) {
 	undo.add(fleet.Close)
 	return remote.NewWorker(remote.WorkerOptions{
 		Conn: s.conn, Run: s.config.Name, ID: s.id, Fleet: fleet, Servers: s.servers,
-		Slots: s.config.Rollout.Concurrency * len(s.servers), Log: s.log,
+		Slots: s.config.Rollout.Concurrency * len(s.servers), LeaseTTL: s.leaseTTL, Log: s.log,
 	})
 }
 

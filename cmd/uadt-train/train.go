@@ -196,8 +196,9 @@ func (r *running) execute(ctx, admit context.Context) (coordinator.Result, error
 	return result, err
 }
 
-// errLeaseLost ends a coordinator that another one has replaced.
-var errLeaseLost = errors.New("another coordinator took over the run")
+// errLeaseLost ends a coordinator that can no longer be sure of being the only
+// one of its run.
+var errLeaseLost = errors.New("the lease of the run was lost: another coordinator took over, or the bus did not answer in time; the run can be resumed")
 
 // guard ends the run when its lease or a worker of its own is lost.
 func guard(ctx context.Context, cancel context.CancelCauseFunc, lost <-chan struct{}, failed <-chan error) (stop func()) {
