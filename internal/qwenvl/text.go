@@ -79,7 +79,6 @@ type prefix struct {
 	next   int       // M-RoPE position of the first response token
 	cache  segment   // keys and values of the prompt
 	logits []float32 // [Pad(VocabSize)] after the last token
-	scored []float32 // optional: log-probability of token t given those before it; [0] is 0
 }
 
 // prefill runs a prompt through the text model. features holds, for each span,
