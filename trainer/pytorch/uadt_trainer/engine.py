@@ -304,6 +304,13 @@ class Engine:
             raise CommandError(message)
         return run.loaded[step]
 
+    def shard(self, step: int) -> Shard:
+        """Return what was loaded for a step, which must be the next one."""
+        run = self._current()
+        if step != run.step_done + 1:
+            raise StepOrderError(run.step_done, step)
+        return self._loaded(run, step).shard
+
     def publish(self, version: int) -> tuple[Path, str]:
         """Make the current weights a Hugging Face directory; return it and the digest of the weights."""
         return self._current().keeper.publish(f"{self.incarnation}.{version}")
@@ -338,5 +345,6 @@ def _cut(chosen: np.ndarray | None, start: int, micros: Sequence[MicroBatch]) ->
 
 
 def _offenders(shard: Shard, advantages: Sequence[Sequence[np.ndarray]]) -> list[str]:
-    bad = [g.id for g, a in zip(shard.groups, advantages, strict=True) if not all(np.isfinite(v).all() for v in a)]
-    return bad or [g.id for g in shard.groups]
+    """Name the groups that are known to be at fault; none when the model is."""
+    pairs = zip(shard.groups, advantages, strict=True)
+    return [g.id for g, a in pairs if not all(np.isfinite(v).all() for v in a)]

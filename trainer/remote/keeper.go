@@ -1,0 +1,110 @@
+package remote
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"sync"
+
+	"github.com/uadt-train/uadt-train/rollout"
+	"github.com/uadt-train/uadt-train/trainer"
+)
+
+type publishBody struct {
+	Incarnation   uint64 `json:"incarnation"`
+	PolicyVersion int    `json:"policy_version"`
+}
+
+type published struct {
+	Path   string `json:"path"`
+	Digest string `json:"digest"`
+}
+
+// Publish implements trainer.Keeper: rank 0 writes a Hugging Face directory,
+// which must be seen by the servers.
+func (t *Trainer) Publish(ctx context.Context, policy rollout.Policy) (rollout.Offer, error) {
+	t.order.Lock()
+	defer t.order.Unlock()
+	fail := func(err error) (rollout.Offer, error) {
+		return rollout.Offer{}, fmt.Errorf("publish policy %d.%d: %w", policy.Incarnation, policy.Version, err)
+	}
+	s, err := t.begun()
+	if err != nil {
+		return fail(err)
+	}
+	answers, err := t.call(ctx, "publish", s.instance, same(publishBody{Incarnation: policy.Incarnation, PolicyVersion: policy.Version}))
+	if err != nil {
+		return fail(err)
+	}
+	var p published
+	if err := answers[0].body(&p); err != nil {
+		return fail(err)
+	}
+	if len(p.Digest) != 64 || !filepath.IsAbs(p.Path) {
+		return fail(fmt.Errorf("%w: published at %q with digest %q", ErrFrame, p.Path, p.Digest))
+	}
+	policy.Digest = p.Digest
+	return rollout.Offer{Policy: policy, Transport: rollout.ByDirectory, Path: p.Path}, nil
+}
+
+type saveBody struct {
+	Path string `json:"path"`
+}
+
+// Save implements trainer.Keeper: it returns when every rank has copied its
+// state; rank 0 writes the copy below dir, which it must see.
+func (t *Trainer) Save(ctx context.Context, dir string) (trainer.Pending, error) {
+	t.order.Lock()
+	defer t.order.Unlock()
+	s, err := t.begun()
+	if err != nil {
+		return nil, fmt.Errorf("save to %s: %w", dir, err)
+	}
+	path, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("save to %s: %w", dir, err)
+	}
+	n := t.nextNumber()
+	second := t.expect("save", s.instance, "d", n)
+	if _, err := t.numbered(ctx, "save", s.instance, n, same(saveBody{Path: path})); err != nil {
+		t.forget(second)
+		return nil, fmt.Errorf("save to %s: %w", dir, err)
+	}
+	return &pending{t: t, second: second, dir: dir}, nil
+}
+
+// pending is a checkpoint that rank 0 is writing.
+type pending struct {
+	t      *Trainer
+	second *gathering
+	dir    string
+
+	mu    sync.Mutex
+	over  bool
+	saved trainer.Saved
+	err   error
+}
+
+// Wait implements trainer.Pending.
+func (p *pending) Wait(ctx context.Context) (trainer.Saved, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.over {
+		return p.saved, p.err
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.t.options.Command)
+	defer cancel()
+	answers, err := p.t.await(ctx, p.second)
+	if ctx.Err() == nil {
+		p.t.forget(p.second)
+		p.t.tidy(ctx, p.second)
+	}
+	p.over = true
+	if err == nil {
+		err = answers[0].body(&p.saved)
+	}
+	if err != nil {
+		p.saved, p.err = trainer.Saved{}, fmt.Errorf("save to %s: %w", p.dir, err)
+	}
+	return p.saved, p.err
+}
