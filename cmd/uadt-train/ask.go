@@ -128,7 +128,7 @@ func (r *running) measureBase(ctx context.Context, o coordinator.Options) (err e
 	if err != nil {
 		return err
 	}
-	a, err := newAsker(ctx, []string{url}, r.images, o.Parts.Scorer, r.log)
+	a, err := newAsker(ctx, []string{url}, r.images, o.Parts.Scorer, quiet(r.log))
 	if err != nil {
 		return err
 	}

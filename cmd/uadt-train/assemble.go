@@ -137,8 +137,9 @@ func (r *running) openFleet(ctx context.Context, a assembly, o *coordinator.Opti
 	if r.config.Rollout.Workers == 0 {
 		return nil, nil
 	}
-	servers := r.config.Rollout.Servers
+	servers, log := r.config.Rollout.Servers, r.log
 	if len(servers) == 0 {
+		log = quiet(r.log)
 		url, err := r.startServer(ctx, r.config.Model.Path, r.undo)
 		if err != nil {
 			return nil, err
@@ -150,7 +151,7 @@ func (r *running) openFleet(ctx context.Context, a assembly, o *coordinator.Opti
 		ttl = time.Minute // see openBus: this process alone may stall, and nobody else waits
 	}
 	worker, err := newWorker(workerSetup{
-		config: r.config, leaseTTL: ttl, conn: a.bus.conn, images: a.images, servers: servers, id: workerID(0), log: r.log,
+		config: r.config, leaseTTL: ttl, conn: a.bus.conn, images: a.images, servers: servers, id: workerID(0), log: log,
 	}, r.undo)
 	if err != nil {
 		return nil, err
@@ -160,7 +161,7 @@ func (r *running) openFleet(ctx context.Context, a assembly, o *coordinator.Opti
 
 // startServer serves dir with the native engine on a free loopback port.
 func (r *running) startServer(ctx context.Context, dir string, undo *closers) (string, error) {
-	server, err := serve.New(serve.Options{Dir: dir, MaxPixels: r.config.Model.MaxPixels, MaxImages: r.config.Data.MaxImages, Log: r.log})
+	server, err := serve.New(serve.Options{Dir: dir, MaxPixels: r.config.Model.MaxPixels, MaxImages: r.config.Data.MaxImages, Log: quiet(r.log)})
 	if err != nil {
 		return "", err
 	}

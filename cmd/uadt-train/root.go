@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"log/slog"
 
 	"github.com/spf13/cobra"
@@ -77,4 +78,21 @@ func (m *Main) logger(level, format string) *slog.Logger {
 		return slog.New(slog.NewJSONHandler(m.Stderr, options))
 	}
 	return slog.New(slog.NewTextHandler(m.Stderr, options))
+}
+
+// quiet returns log without the routine of parts that run inside this process,
+// which change state at every step; warnings stay, and debug shows all.
+func quiet(log *slog.Logger) *slog.Logger {
+	if log.Enabled(context.Background(), slog.LevelDebug) {
+		return log
+	}
+	return slog.New(warningsOnly{log.Handler()})
+}
+
+// warningsOnly is a handler that drops everything below a warning.
+type warningsOnly struct{ slog.Handler }
+
+// Enabled implements slog.Handler.
+func (w warningsOnly) Enabled(ctx context.Context, level slog.Level) bool {
+	return level >= slog.LevelWarn && w.Handler.Enabled(ctx, level)
 }
