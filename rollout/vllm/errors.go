@@ -51,6 +51,7 @@ func (e *GarbageError) Unwrap() error { return e.Err }
 var (
 	errDead    = errors.New("the server is dead")
 	errHung    = errors.New("the server makes no progress")
+	errSlow    = errors.New("the server is far slower than the others")
 	errTimeout = errors.New("the request took longer than the request timeout")
 )
 

@@ -305,3 +305,14 @@ func real(t testing.TB, name string) (status int, body []byte) {
 	}
 	return recorded.Response.Status, body
 }
+
+// requestID reads the id out of a request's body.
+func requestID(body []byte) string {
+	var r struct {
+		ID string `json:"request_id"`
+	}
+	if json.Unmarshal(body, &r) != nil {
+		return "unreadable"
+	}
+	return r.ID
+}

@@ -30,6 +30,8 @@ type Fleet struct {
 	changed chan struct{}          // closed and replaced at every change of what follows
 	offer   *rollout.Offer         // the last one; nil before the first Adopt
 	queued  map[rollout.Policy]int // registered jobs that are on no server
+	line    []*ticket              // those of them that wait for one, first served first
+	tickets uint64                 // given out so far
 }
 
 var _ rollout.Fleet = (*Fleet)(nil)

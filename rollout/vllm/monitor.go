@@ -93,11 +93,12 @@ func (f *Fleet) judge(s *server, o observation, now time.Time) order {
 	restarted := s.looked && s.restarted(o.metrics)
 	advanced := !s.looked || !o.metrics.known || o.metrics.progress > s.progress
 	s.looked, s.lost = true, false
+	s.speed.look(o.metrics, now)
 	if o.metrics.known {
 		s.start, s.progress = o.metrics.start, o.metrics.progress
 	}
 	if advanced {
-		s.pace(now)
+		s.advance(now)
 	}
 	switch {
 	case restarted && s.state != StateAdopting:
@@ -141,9 +142,9 @@ func (f *Fleet) lags(s *server) bool {
 // leastPaces is the number of signs of progress from which a pace is believed.
 const leastPaces = 8
 
-// pace books a sign of progress. The longest gap is forgotten slowly, so that
+// advance books a sign of progress. The longest gap is forgotten slowly, so that
 // one hiccup does not blind the watch for ever.
-func (s *server) pace(now time.Time) {
+func (s *server) advance(now time.Time) {
 	if len(s.flights) > 0 {
 		s.gap = max(now.Sub(s.progressed), s.gap*49/50)
 		s.paces++
@@ -158,10 +159,8 @@ func (f *Fleet) patienceWith(s *server) time.Duration {
 	if s.paces < leastPaces || s.live == nil {
 		return f.options.HangAfter
 	}
-	for _, other := range f.servers {
-		if other != s && other.serves(*s.live) {
-			return min(max(3*s.gap, 3*f.options.ProbeEvery), f.options.HangAfter)
-		}
+	if f.another(s, *s.live) {
+		return min(max(4*s.gap, 5*f.options.ProbeEvery), f.options.HangAfter)
 	}
 	return f.options.HangAfter
 }
@@ -202,30 +201,6 @@ func (s *server) back() State {
 		return StateStale
 	}
 	return StateHealthy
-}
-
-// leastRated is the number of answered jobs from which a rate is believed.
-const leastRated = 4
-
-// judgeSpeed compares the token rate of s with the median of all that serve. A
-// slow one must reach twice the limit to count as healthy again.
-func (f *Fleet) judgeSpeed(s *server) {
-	var rates []float64
-	for _, other := range f.servers {
-		if other.serving() && other.rated >= leastRated {
-			rates = append(rates, other.rate)
-		}
-	}
-	if len(rates) < 2 || s.rated < leastRated || f.options.SlowRatio < 0 {
-		return
-	}
-	limit := f.options.SlowRatio * median(rates)
-	switch {
-	case s.state == StateHealthy && s.rate < limit:
-		f.setState(s, StateSlow, fmt.Sprintf("%.0f tokens/s, the limit is %.0f", s.rate, limit))
-	case s.state == StateSlow && s.rate >= 2*limit:
-		f.setState(s, StateHealthy, "")
-	}
 }
 
 // readopt brings the last offer live on a server that came back.

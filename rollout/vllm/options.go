@@ -57,7 +57,7 @@ type Options struct {
 	// a server that comes back gets the current weights then.
 	StartTimeout time.Duration
 
-	// ProbeEvery is the time between two looks at a server, default 500 ms.
+	// ProbeEvery is the time between two looks at a server, default 250 ms.
 	ProbeEvery time.Duration
 	// ProbeTimeout is the longest time for one probe, default 5 s.
 	ProbeTimeout time.Duration
@@ -67,11 +67,12 @@ type Options struct {
 	// HangAfter is the longest that a server with jobs may show no progress before
 	// it counts as hung, default 60 s. The first request of a server may compile
 	// kernels: keep it above that. Where another server can take the jobs, a
-	// server that has shown its pace is given up much sooner: after three times
-	// the longest pause between two signs of progress, at least three probes.
+	// server that has shown its pace is given up much sooner: after four times the
+	// longest pause between two signs of progress, at least five probes.
 	HangAfter time.Duration
-	// SlowRatio is the share of the median token rate below which a server counts
-	// as slow and is used last, default 0.25; negative is never.
+	// SlowRatio is the share of the others' token rate below which a server counts
+	// as slow: its jobs go to the others, each at most once, and it is used last
+	// and in proportion. Default 0.25; negative is never.
 	SlowRatio float64
 
 	// MaxBody is the most bytes of one answer, default 512 MiB.
@@ -90,7 +91,7 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.Quorum, len(o.Servers)/2+1)
 	setDefault(&o.AdoptTimeout, 15*time.Minute)
 	setDefault(&o.StartTimeout, 5*time.Minute)
-	setDefault(&o.ProbeEvery, 500*time.Millisecond)
+	setDefault(&o.ProbeEvery, 250*time.Millisecond)
 	setDefault(&o.ProbeTimeout, 5*time.Second)
 	setDefault(&o.DeadAfter, 3)
 	setDefault(&o.HangAfter, time.Minute)

@@ -100,6 +100,8 @@ func (c *client) paused(ctx context.Context) (paused, known bool, err error) {
 // metrics is what we read of a server's Prometheus page.
 type metrics struct {
 	progress float64 // rises whenever the engine does work
+	tokens   float64 // generated so far
+	running  float64 // traces being sampled
 	known    bool    // a progress counter was there
 	start    float64 // start of the process, seconds since 1970; 0 when unknown
 }
@@ -113,10 +115,12 @@ func (c *client) metrics(ctx context.Context) (metrics, error) {
 	return parseMetrics(data), nil
 }
 
+const generatedTokens = "vllm:generation_tokens_total"
+
 // progressCounters rise when a server prefills or decodes. Their sum over all
 // engines of a server is its progress.
 var progressCounters = map[string]bool{
-	"vllm:generation_tokens_total": true, "vllm:prompt_tokens_total": true, "vllm:iteration_tokens_total_count": true,
+	generatedTokens: true, "vllm:prompt_tokens_total": true, "vllm:iteration_tokens_total_count": true,
 }
 
 // parseMetrics reads Prometheus' text format. Lines that it cannot read are
@@ -147,6 +151,11 @@ func parseMetrics(data []byte) metrics {
 		case progressCounters[name]:
 			m.progress += v
 			m.known = true
+			if name == generatedTokens {
+				m.tokens += v
+			}
+		case name == "vllm:num_requests_running":
+			m.running += v
 		case name == "process_start_time_seconds":
 			m.start = v
 		}

@@ -132,7 +132,7 @@ empty
 `
 
 func TestParseMetrics(t *testing.T) {
-	if got, want := parseMetrics([]byte(page)), (metrics{1607, true, 1.7e9}); got != want {
+	if got, want := parseMetrics([]byte(page)), (metrics{progress: 1607, tokens: 1500, running: 3, known: true, start: 1.7e9}); got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 	if got := parseMetrics(nil); got != (metrics{}) {

@@ -60,19 +60,24 @@ func (f *Fleet) sample(ctx context.Context, job rollout.Job) (rollout.Group, err
 		return rollout.Group{}, err
 	}
 	defer f.update(func() { f.dequeue(job.Policy) })
-	tried := map[*server]bool{}
+	tried, moves := map[*server]bool{}, 0
 	for try := 0; ; try++ {
-		group, s, err := f.try(ctx, job, try, tried)
+		group, s, err := f.try(ctx, job, attempt{try, tried, moves > 0})
 		if err == nil || ctx.Err() != nil || f.ctx.Err() != nil {
 			return group, err
+		}
+		if errors.Is(err, errSlow) { // no failure: it is merely better off elsewhere
+			tried[s] = true
+			moves++
+			continue
 		}
 		var dropped *rollout.Dropped
 		if s == nil || errors.As(err, &dropped) || reasonOf(err) == rollout.ReasonRefused {
 			return group, err
 		}
 		tried[s] = true
-		if try >= f.options.Retries {
-			return group, fmt.Errorf("try %d of %d: %w", try+1, f.options.Retries+1, err)
+		if try >= f.options.Retries+moves {
+			return group, fmt.Errorf("try %d of %d: %w", try+1, f.options.Retries+moves+1, err)
 		}
 		f.options.Log.Warn("job failed on a server", "job", job.ID, "server", s.id, "try", try+1, "error", err)
 	}
@@ -105,15 +110,22 @@ func (f *Fleet) dequeue(policy rollout.Policy) {
 	}
 }
 
+// attempt is what happened to a job before it is tried.
+type attempt struct {
+	number int              // from 0
+	tried  map[*server]bool // servers that failed it or were too slow
+	moved  bool             // it was taken off a slow server
+}
+
 // try runs job once on the best server. The server is nil if none was found.
-func (f *Fleet) try(ctx context.Context, job rollout.Job, try int, tried map[*server]bool) (rollout.Group, *server, error) {
-	s, trip, ctx, err := f.claim(ctx, job, tried)
+func (f *Fleet) try(ctx context.Context, job rollout.Job, a attempt) (rollout.Group, *server, error) {
+	s, trip, ctx, err := f.claim(ctx, job, a)
 	if err != nil {
 		return rollout.Group{}, nil, err
 	}
 	defer trip.cancel(nil)
 	started := time.Now()
-	group, err := f.ask(ctx, s, job, try)
+	group, err := f.ask(ctx, s, job, a.number)
 	finished := time.Now()
 	f.update(func() {
 		delete(s.flights, trip)
@@ -128,7 +140,7 @@ func (f *Fleet) try(ctx context.Context, job rollout.Job, try int, tried map[*se
 			err = group.Check(job)
 		}
 		if err = asGarbage(s, err); err == nil {
-			s.succeed(group.Tokens(), finished.Sub(started))
+			s.succeed()
 		} else if f.blames(ctx, err) {
 			s.strike(finished, f.options.Quarantine)
 		}
@@ -180,18 +192,23 @@ func (f *Fleet) blames(ctx context.Context, err error) bool {
 // claim waits for a server that serves the job's policy and has room, and puts
 // the job on the least loaded one. The returned context ends with ctx, with the
 // fleet, or when the server is given up.
-func (f *Fleet) claim(ctx context.Context, job rollout.Job, tried map[*server]bool) (*server, *flight, context.Context, error) {
+func (f *Fleet) claim(ctx context.Context, job rollout.Job, a attempt) (*server, *flight, context.Context, error) {
 	var chosen *server
-	trip := &flight{tokens: job.Sampling.Traces * job.Sampling.MaxTokens}
+	trip := &flight{tokens: job.Sampling.Traces * job.Sampling.MaxTokens, moved: a.moved}
 	hopeless := time.Time{} // since when no server could ever serve the job
+	var place *ticket
+	f.update(func() { place = f.enter(job.Policy, a.number == 0) })
+	defer f.update(func() { f.leave(place) })
 	err := f.await(ctx, func(now time.Time) verdict {
-		best, wake := f.pick(job.Policy, tried, now)
+		best, wake := f.pick(job.Policy, a.tried, now)
+		if best != nil && !f.first(place) {
+			return verdict{} // whoever is first takes it, and wakes us
+		}
 		if best != nil {
 			chosen = best
 			if len(best.flights) == 0 {
 				best.progressed = now
 			}
-			trip.since = now
 			best.flights[trip] = true
 			best.load += trip.tokens
 			f.dequeue(job.Policy)
@@ -248,7 +265,8 @@ func (f *Fleet) pick(policy rollout.Policy, tried map[*server]bool, now time.Tim
 	}
 	for _, s := range f.servers {
 		switch {
-		case !s.serves(policy) || len(s.flights) >= f.options.Concurrency:
+		case !s.serves(policy) || len(s.flights) >= f.room(s):
+		case s.state == StateSlow && tried[s] && f.another(s, policy): // it came from here
 		case now.Before(s.until):
 			if wake.IsZero() || s.until.Before(wake) {
 				wake = s.until

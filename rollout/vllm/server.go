@@ -2,7 +2,6 @@ package vllm
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"github.com/uadt-train/uadt-train/rollout"
@@ -30,7 +29,7 @@ type ServerStatus struct {
 	Why    string         // of a state other than healthy
 	Live   rollout.Policy // zero when nothing is
 	Jobs   int            // in flight
-	Rate   float64        // tokens per second of its jobs, smoothed; 0 when unknown
+	Rate   float64        // tokens per second, smoothed over the looks at which it had jobs; 0 when unknown
 	Failed int            // jobs that it failed, ever
 	Served int            // jobs that it answered, ever
 }
@@ -38,8 +37,8 @@ type ServerStatus struct {
 // flight is a job on a server.
 type flight struct {
 	cancel context.CancelCauseFunc
-	tokens int // most tokens that it may take
-	since  time.Time
+	tokens int  // most tokens that it may take
+	moved  bool // was taken off a slow server before, and stays now
 }
 
 // server is one server as the fleet sees it. All fields but the client are
@@ -57,8 +56,8 @@ type server struct {
 	until   time.Time // quarantined until then
 	served  int
 	failed  int
-	rate    float64 // smoothed tokens per second of a job
-	rated   int     // jobs in rate
+	speed   speed
+	pace    float64 // of the others' median, when last judged
 
 	changes    int  // times that a change of weights began or ended
 	broken     bool // must be restarted before it is believed again
@@ -87,7 +86,7 @@ func (s *server) serves(policy rollout.Policy) bool {
 // status is the snapshot of s.
 func (s *server) status() ServerStatus {
 	status := ServerStatus{
-		Server: s.id, State: s.state, Why: s.why, Jobs: len(s.flights), Rate: s.rate, Failed: s.failed, Served: s.served,
+		Server: s.id, State: s.state, Why: s.why, Jobs: len(s.flights), Rate: s.speed.total, Failed: s.failed, Served: s.served,
 	}
 	if s.live != nil {
 		status.Live = *s.live
@@ -112,28 +111,8 @@ func (s *server) strike(now time.Time, base time.Duration) {
 	s.strikes++
 }
 
-// rateWeight is the weight of the newest job in a server's smoothed rate.
-const rateWeight = 0.2
-
 // succeed books an answered job.
-func (s *server) succeed(tokens int, took time.Duration) {
+func (s *server) succeed() {
 	s.served++
 	s.strikes, s.until = 0, time.Time{}
-	if took <= 0 {
-		return
-	}
-	rate := float64(tokens) / took.Seconds()
-	if s.rated++; s.rated == 1 {
-		s.rate = rate
-		return
-	}
-	s.rate += rateWeight * (rate - s.rate)
-}
-
-// median is the upper median of values, which must not be empty: of two servers
-// the slower is compared with the faster.
-func median(values []float64) float64 {
-	sorted := slices.Clone(values)
-	slices.Sort(sorted)
-	return sorted[len(sorted)/2]
 }
