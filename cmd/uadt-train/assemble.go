@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"path/filepath"
-	"time"
 
 	"github.com/uadt-train/uadt-train/internal/blob"
 	"github.com/uadt-train/uadt-train/internal/bus"
@@ -146,12 +145,8 @@ func (r *running) openFleet(ctx context.Context, a assembly, o *coordinator.Opti
 		}
 		servers = []string{url}
 	}
-	ttl := time.Duration(0) // the worker's default
-	if a.bus.server != nil {
-		ttl = time.Minute // see openBus: this process alone may stall, and nobody else waits
-	}
 	worker, err := newWorker(workerSetup{
-		config: r.config, leaseTTL: ttl, conn: a.bus.conn, images: a.images, servers: servers, id: workerID(0), log: log,
+		config: r.config, embedded: a.bus.server != nil, conn: a.bus.conn, images: a.images, servers: servers, id: workerID(0), log: log,
 	}, r.undo)
 	if err != nil {
 		return nil, err

@@ -52,8 +52,8 @@ type workerSetup struct {
 	servers []string
 	id      string
 	log     *slog.Logger
-	// leaseTTL is how long a server stays taken after its worker has died.
-	leaseTTL time.Duration
+	// embedded says that the bus lives in this process: see openBus.
+	embedded bool
 }
 
 // newWorker builds the inference fleet over servers and the worker around it.
@@ -66,9 +66,13 @@ func newWorker(s workerSetup, undo *closers) (*remote.Worker, error) {
 		return nil, err
 	}
 	undo.add(fleet.Close)
+	ttl := time.Duration(0) // the worker's default
+	if s.embedded {
+		ttl = time.Minute // this process alone may stall, and nobody else waits
+	}
 	return remote.NewWorker(remote.WorkerOptions{
-		Conn: s.conn, Run: s.config.Name, ID: s.id, Fleet: fleet, Servers: s.servers,
-		Slots: s.config.Rollout.Concurrency * len(s.servers), LeaseTTL: s.leaseTTL, Log: s.log,
+		TakeOver: s.embedded, Conn: s.conn, Run: s.config.Name, ID: s.id, Fleet: fleet, Servers: s.servers,
+		Slots: s.config.Rollout.Concurrency * len(s.servers), LeaseTTL: ttl, Log: s.log,
 	})
 }
 
