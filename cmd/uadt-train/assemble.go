@@ -11,11 +11,13 @@ import (
 	"github.com/uadt-train/uadt-train/internal/qwenvl"
 	"github.com/uadt-train/uadt-train/internal/serve"
 	"github.com/uadt-train/uadt-train/internal/telemetry"
+	"github.com/uadt-train/uadt-train/internal/tokenizer"
 	"github.com/uadt-train/uadt-train/reward"
 	"github.com/uadt-train/uadt-train/reward/judge"
 	"github.com/uadt-train/uadt-train/rollout/remote"
 	"github.com/uadt-train/uadt-train/trainer"
 	"github.com/uadt-train/uadt-train/trainer/graph"
+	"github.com/uadt-train/uadt-train/uadt"
 )
 
 // assembly is what the parts of a ring are made from.
@@ -47,6 +49,13 @@ func (r *running) assemble(ctx context.Context, a assembly) (o coordinator.Optio
 	}
 	if o.Parts.Backend, o.Parts.Keeper, err = r.openTrainer(a); err != nil {
 		return o, nil, err
+	}
+	if r.config.UADT.Span == uadt.SpanThink {
+		words, err := tokenizer.Open(r.config.Model.Path)
+		if err != nil {
+			return o, nil, err
+		}
+		o.RL.Think = thinkSpan(words)
 	}
 	if o.Parts.Scorer, err = r.openScorer(); err != nil {
 		return o, nil, err

@@ -19,6 +19,7 @@ var table = map[string][]string{
 	"rollout/rollouttest":    {"rollout"},
 	"trainer":                {"rollout"},
 	"trainer/graph":          {"trainer", "rollout", "internal/qwenvl", "internal/checkpoint", "internal/vision", "internal/blob", "internal/safetensors", "internal/matmul", "internal/qwenvl/kernel"},
+	"trainer/remote":         {"trainer", "rollout", "internal/bus", "internal/safetensors"},
 	"trainer/trainertest":    {"trainer", "rollout", "internal/safetensors"},
 	"configs":                {"uadt", "reward", "rollout", "trainer"},
 	"experiments":            {"configs", "uadt", "reward", "rollout", "trainer", "internal/checkpoint", "internal/safetensors"},
