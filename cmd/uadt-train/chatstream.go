@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -59,7 +60,11 @@ func streamChat(ctx context.Context, url string, body map[string]any, show func(
 		text, _ := io.ReadAll(io.LimitReader(response.Body, 4096))
 		return nil, fmt.Errorf("server %s: status %d: %s", url, response.StatusCode, serverMessage(text))
 	}
-	return readEvents(response.Body, show)
+	tokens, err := readEvents(response.Body, show)
+	if err != nil {
+		return nil, fmt.Errorf("server %s: %w", url, err)
+	}
+	return tokens, nil
 }
 
 func readEvents(stream io.Reader, show func(string)) ([]streamedToken, error) {
@@ -79,7 +84,7 @@ func readEvents(stream io.Reader, show func(string)) ([]streamedToken, error) {
 			return nil, fmt.Errorf("streamed event: %w", err)
 		}
 		if c.Error != nil {
-			return nil, fmt.Errorf("server: %s", c.Error.Message)
+			return nil, errors.New(c.Error.Message)
 		}
 		for _, choice := range c.Choices {
 			show(choice.Delta.Content)

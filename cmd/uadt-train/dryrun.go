@@ -45,10 +45,19 @@ func (m *Main) dryRun(loaded configs.Loaded) error {
 	for _, path := range missing {
 		out.printf("#   missing  %s\n", path)
 	}
-	if out.err == nil && len(missing) > 0 {
-		return fmt.Errorf("%w: %d files that the recipe names are missing, the first is %s", configs.ErrInvalid, len(missing), missing[0])
+	if out.err != nil {
+		return out.err
 	}
-	return out.err
+	return refuseMissing(loaded.Config)
+}
+
+// refuseMissing is an error when files that a recipe names are not there.
+func refuseMissing(c configs.Config) error {
+	missing := missingFiles(c)
+	if len(missing) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %d files that the recipe names are missing, the first is %s", configs.ErrInvalid, len(missing), missing[0])
 }
 
 func stagePlan(c configs.Config, s configs.Stage) string {

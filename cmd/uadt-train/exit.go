@@ -6,7 +6,9 @@ import (
 	"fmt"
 
 	"github.com/uadt-train/uadt-train/configs"
+	"github.com/uadt-train/uadt-train/internal/bus"
 	"github.com/uadt-train/uadt-train/internal/coordinator"
+	"github.com/uadt-train/uadt-train/rollout"
 )
 
 // Exit codes, as docs/cli.md lists them.
@@ -48,7 +50,6 @@ func (m *Main) exit(err error, w *watch) int {
 		return exitDone
 	}
 	var usage *usageError
-	var unreachable *unreachableError
 	switch {
 	case w.interrupted.Load() >= 2 && errors.Is(context.Cause(w.work), errInterrupted):
 		fmt.Fprintln(m.Stderr, "uadt-train: interrupted twice; the run can be resumed")
@@ -59,10 +60,19 @@ func (m *Main) exit(err error, w *watch) int {
 	case errors.As(err, &usage), errors.Is(err, configs.ErrInvalid):
 		fmt.Fprintln(m.Stderr, "uadt-train:", err)
 		return exitUsage
-	case errors.As(err, &unreachable):
+	case unreachable(err):
 		fmt.Fprintln(m.Stderr, "uadt-train:", err)
 		return exitUnreachable
 	}
 	fmt.Fprintln(m.Stderr, "uadt-train:", err)
 	return exitFailed
+}
+
+// unreachable says whether err comes of a dependency that did not answer: one
+// that could not be dialled, a bus that stayed silent, or too few servers that
+// took the weights.
+func unreachable(err error) bool {
+	var away *unreachableError
+	var quorum *rollout.QuorumError
+	return errors.As(err, &away) || errors.As(err, &quorum) || errors.Is(err, bus.ErrTimeout)
 }

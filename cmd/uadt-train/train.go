@@ -77,6 +77,9 @@ func (m *Main) train(ctx, admit context.Context, t trainFlags) (err error) {
 	if t.dryRun {
 		return m.dryRun(loaded)
 	}
+	if err := refuseMissing(loaded.Config); err != nil {
+		return err
+	}
 	log := m.logger(loaded.Log.Level, loaded.Log.Format)
 	digest, err := modelDigest(loaded.Model.Path)
 	if err != nil {
