@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
-from .attention import PACKED, VISION
+from .layers import Stack, run_text
 from .logprobs import token_logprobs
 from .packing import Packed
+from .vision import Tower
 
 QWEN = "qwen2_5_vl"
 INTERN = "internvl"
@@ -45,11 +46,13 @@ class TokenScores:
 class Policy:
     """The model being trained, or a frozen copy of it."""
 
-    def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
+    def __init__(self, model: PreTrainedModel, device: torch.device, stack: Stack) -> None:
         self.model = model
         self.device = device
         self.family: str = model.config.model_type
-        self._frozen_vision = False
+        self._stack = stack
+        self._tower = Tower(model.model.visual, stack) if self.family == QWEN else None
+        self._frozen: frozenset[str] = frozenset()
 
     @staticmethod
     def check(path: Path) -> str:
@@ -65,18 +68,14 @@ class Policy:
 
     @classmethod
     def load(cls, path: Path, device: torch.device, dtype: torch.dtype, checkpointing: bool = False) -> Policy:
-        """Open a Hugging Face directory."""
+        """Open a Hugging Face directory. On a GPU its layers are compiled."""
         family = cls.check(path)
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype, attn_implementation={"": "sdpa", "text_config": PACKED, "vision_config": "sdpa"}
-        )
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
         model.to(device)
         model.train()
-        if family == QWEN:
-            model.model.visual.config._attn_implementation = VISION  # noqa: SLF001
-        if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return cls(model, device)
+        if checkpointing and family == INTERN:
+            model.model.vision_tower.gradient_checkpointing_enable({"use_reentrant": False})
+        return cls(model, device, Stack(compiled=device.type == "cuda", checkpointing=checkpointing))
 
     @property
     def image_token(self) -> int:
@@ -100,7 +99,7 @@ class Policy:
         """Stop training the given parts. Vision that needs no gradient runs without a graph."""
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self.part_of(name) not in parts)
-        self._frozen_vision = {"vision", "projector"} <= set(parts)
+        self._frozen = frozenset(parts)
 
     def prompt_positions(self, prompt: np.ndarray, grids: Sequence[Sequence[int]]) -> np.ndarray:
         """Return the rotary positions [3, P] of a prompt with images of the given grids."""
@@ -125,15 +124,23 @@ class Policy:
         return int(pixels.values.shape[0]) * int(config.image_seq_length)
 
     def image_features(self, pixels: Pixels) -> torch.Tensor:
-        """Return the features [I, D] of all images of a micro-batch in one call."""
+        """Return the features [I, D] of all images of a micro-batch in one call.
+
+        What is frozen, and nothing before it trained, builds no graph.
+        """
         values = pixels.values.to(self.device, self.head.dtype)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_vision):
-            if self.family == QWEN:
-                assert pixels.grids is not None
-                return self.model.model.visual(values, grid_thw=pixels.grids.to(self.device)).pooler_output
-            features = self.model.model.get_image_features(pixel_values=values)
-            features = getattr(features, "pooler_output", features)
-            return features.reshape(-1, features.shape[-1])
+        grad = torch.is_grad_enabled()
+        if self._tower is None:
+            with torch.set_grad_enabled(grad and not {"vision", "projector"} <= self._frozen):
+                features = self.model.model.get_image_features(pixel_values=values)
+                features = getattr(features, "pooler_output", features)
+                return features.reshape(-1, features.shape[-1])
+        assert pixels.grids is not None
+        grids = [(int(t), int(h), int(w)) for t, h, w in pixels.grids.tolist()]
+        with torch.set_grad_enabled(grad and "vision" not in self._frozen):
+            states = self._tower.patches(values, grids)
+        with torch.set_grad_enabled(grad and not {"vision", "projector"} <= self._frozen):
+            return self._tower.merge(states, grids)
 
     def score(self, packed: Packed, pixels: Pixels | None, temperature: float, banned: tuple[int, ...]) -> TokenScores:
         """Run a packed row and return log-probability and entropy of every response token."""
@@ -145,13 +152,8 @@ class Policy:
                 message = f"{features.shape[0]} image features for {packed.image_slots.numel()} image tokens"
                 raise ValueError(message)
             embeds = embeds.index_copy(0, packed.image_slots, features)
-        hidden = text(
-            inputs_embeds=embeds[None],
-            position_ids=packed.positions[:, None] if self.family == QWEN else packed.positions[:1],
-            attention_mask={"full_attention": None, "sliding_attention": None},
-            use_cache=False,
-            uadt_plan=packed.plan,
-        ).last_hidden_state[0]
+        positions = packed.positions[:, None] if self.family == QWEN else packed.positions[:1]
+        hidden = run_text(text, self._stack, embeds, positions, packed.plan)
         states = hidden.index_select(0, packed.predictors)
         logprobs, entropies = token_logprobs(states, self.head, packed.targets, temperature, banned)
         return TokenScores(logprobs, entropies)

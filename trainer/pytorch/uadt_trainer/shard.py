@@ -77,13 +77,19 @@ class Flattener:
         tokens = np.concatenate([np.arange(n, dtype=np.int64) for n in lengths])
         return MicroBatch(
             packed=packed.to(self._device),
-            pixels=self._images.pixels(packed.images),
+            pixels=self._pixels(packed.images),
             traces=picked,
             mask=self.flat([t.mask for t in traces], torch.bool),
             rows=torch.from_numpy(np.repeat(np.arange(len(picked)), lengths)).to(self._device),
             rollout=rollout,
             order=np.column_stack((np.repeat(places, lengths, axis=0), tokens)),
         )
+
+    def _pixels(self, digests: Sequence[str]) -> Pixels | None:
+        pixels = self._images.pixels(digests)
+        if pixels is None:
+            return None
+        return Pixels(pixels.values.to(self._device, self._policy.head.dtype), pixels.grids)
 
     def _check_parts(self, shard: Shard) -> None:
         seen = [np.zeros(len(g.traces), dtype=np.int64) for g in shard.groups]

@@ -1,0 +1,158 @@
+"""The layers of Qwen2 text models and of Qwen2.5-VL's vision tower, as functions of their weights.
+
+transformers' modules hold the weights; these functions compute with them on
+rows without a batch axis. One function serves all layers of a stack, so that
+compiling it once fuses norms, rotations, gates and residuals of every layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import linear, silu
+from torch.utils.checkpoint import checkpoint
+
+from .attention import attend
+from .packing import AttentionPlan
+
+Weights = tuple[torch.Tensor, ...]
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """X [N, D]; the mean of squares is taken in float32."""
+    y = x.float()
+    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
+    return weight * y.to(x.dtype)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """X [N, H, D] by the angles of cos and sin [N, 1, D], halves paired."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def text_layer(
+    x: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    plan: tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int],
+    eps: float,
+    w: Weights,
+) -> torch.Tensor:
+    """X [N, D] -> [N, D]; cos and sin are [N, 1, head]."""
+    norm1, wq, bq, wk, bk, wv, bv, wo, norm2, gate, up, down = w
+    cu_q, cu_k, index, max_q, max_k = plan
+    head = cos.shape[-1]
+    h = rms_norm(x, norm1, eps)
+    q = rotate(linear(h, wq, bq).unflatten(-1, (-1, head)), cos, sin)
+    k = rotate(linear(h, wk, bk).unflatten(-1, (-1, head)), cos, sin)
+    v = linear(h, wv, bv).unflatten(-1, (-1, head))
+    a = attend(q, k.index_select(0, index), v.index_select(0, index), cu_q, cu_k, (max_q, max_k), True)
+    x = x + linear(a.flatten(1), wo)
+    h = rms_norm(x, norm2, eps)
+    return x + linear(silu(linear(h, gate)) * linear(h, up), down)
+
+
+def vision_block(
+    x: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    segments: tuple[torch.Tensor, int],
+    eps: float,
+    w: Weights,
+) -> torch.Tensor:
+    """X [N, D] -> [N, D]; cos and sin are [N, 1, head] float32, segments are windows or images."""
+    norm1, wqkv, bqkv, wo, bo, norm2, gate, gate_bias, up, up_bias, down, down_bias = w
+    cu, longest = segments
+    head = cos.shape[-1]
+    h = rms_norm(x, norm1, eps)
+    q, k, v = linear(h, wqkv, bqkv).unflatten(-1, (3, -1, head)).unbind(1)
+    q, k = rotate(q.float(), cos, sin).to(x.dtype), rotate(k.float(), cos, sin).to(x.dtype)
+    a = attend(q, k, v.contiguous(), cu, cu, (longest, longest), False)
+    x = x + linear(a.flatten(1), wo, bo)
+    h = rms_norm(x, norm2, eps)
+    return x + linear(silu(linear(h, gate, gate_bias)) * linear(h, up, up_bias), down, down_bias)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """How layers are run: compiled or not, activations kept or computed again."""
+
+    compiled: bool
+    checkpointing: bool
+
+    def run(self, layer: Callable[..., torch.Tensor], x: torch.Tensor, *arguments: object) -> torch.Tensor:
+        """Apply one layer."""
+        if self.compiled:
+            layer = _compiled(layer)
+            torch._dynamo.maybe_mark_dynamic(x, 0)  # noqa: SLF001
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(layer, x, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return layer(x, *arguments)
+
+
+_CACHE: dict[Callable[..., torch.Tensor], Callable[..., torch.Tensor]] = {}
+
+
+def _compiled(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    if function not in _CACHE:
+        _CACHE[function] = torch.compile(function)
+    return _CACHE[function]
+
+
+def run_text(
+    text: torch.nn.Module, stack: Stack, x: torch.Tensor, positions: torch.Tensor, plan: AttentionPlan
+) -> torch.Tensor:
+    """Run a Qwen2 or Qwen2.5-VL language model on embeddings [N, D]; positions are [3, 1, N] or [1, N]."""
+    cos, sin = (_angles(text, t).unsqueeze(1) for t in text.rotary_emb(x[None], positions))
+    segments = (plan.cu_q, plan.cu_k, plan.key_index, plan.max_q, plan.max_k)
+    if stack.compiled:
+        for t in (cos, sin, plan.cu_q, plan.cu_k, plan.key_index):
+            torch._dynamo.maybe_mark_dynamic(t, 0)  # noqa: SLF001
+    for layer in text.layers:
+        eps = layer.input_layernorm.variance_epsilon
+        x = stack.run(text_layer, x, cos, sin, segments, eps, text_weights(layer))
+    return rms_norm(x, text.norm.weight, text.norm.variance_epsilon)
+
+
+def _angles(text: torch.nn.Module, values: torch.Tensor) -> torch.Tensor:
+    """Return [N, head] of what a rotary embedding gave.
+
+    [1, N, head]; or [3, 1, N, head] where transformers leaves it to the attention to take time, height
+    and width in turn.
+    """
+    if values.ndim == 3:
+        return values[0]
+    sections = text.config.rope_parameters["mrope_section"] * 2
+    parts = values[:, 0].split(sections, dim=-1)
+    return torch.cat([part[i % 3] for i, part in enumerate(parts)], dim=-1)
+
+
+def text_weights(layer: torch.nn.Module) -> Weights:
+    """Return the weights that text_layer takes."""
+    a, m = layer.self_attn, layer.mlp
+    projections = (p for module in (a.q_proj, a.k_proj, a.v_proj) for p in (module.weight, module.bias))
+    mlp = (m.gate_proj.weight, m.up_proj.weight, m.down_proj.weight)
+    return (
+        layer.input_layernorm.weight,
+        *projections,
+        a.o_proj.weight,
+        layer.post_attention_layernorm.weight,
+        *mlp,
+    )
+
+
+def block_weights(block: torch.nn.Module) -> Weights:
+    """Return the weights that vision_block takes."""
+    modules: Sequence[torch.nn.Module] = (block.mlp.gate_proj, block.mlp.up_proj, block.mlp.down_proj)
+    return (
+        block.norm1.weight,
+        block.attn.qkv.weight,
+        block.attn.qkv.bias,
+        block.attn.proj.weight,
+        block.attn.proj.bias,
+        block.norm2.weight,
+        *(p for m in modules for p in (m.weight, m.bias)),
+    )
