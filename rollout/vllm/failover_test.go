@@ -7,8 +7,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"github.com/uadt-train/uadt-train/rollout"
 )
 
 // BenchmarkFailover lets one of four loaded servers die, hang or become slow,
@@ -31,100 +29,116 @@ func BenchmarkFailover(b *testing.B) {
 	}
 }
 
-// where books which server every job was last seen on.
-type where struct {
-	sync.Mutex
-	server  map[string]int
-	changed time.Time // when a job last came to a server other than the first
+// load is a fleet at work: where every job was last seen, and who answered.
+type load struct {
+	fleet   *Fleet
+	servers []*simulated
+	wait    sync.WaitGroup
+
+	mu       sync.Mutex
+	server   map[string]int // of the job's last request
+	moved    time.Time      // when a job last came to a server other than the first
+	answered map[string]int
+}
+
+// newLoad gives jobs to four servers until all are answered.
+func newLoad(ctx context.Context, b *testing.B, jobs int) *load {
+	l := &load{server: map[string]int{}, answered: map[string]int{}}
+	l.fleet, l.servers = simulatedFleet(b, 4, 200, 16, func(seed int64) int { return 200 + int(seed>>10)%800 })
+	if _, err := l.fleet.Adopt(ctx, offerOf(0)); err != nil {
+		b.Fatal(err)
+	}
+	for i, s := range l.servers {
+		s.mu.Lock()
+		s.arrived = func(id string) { l.arrived(i, id) }
+		s.mu.Unlock()
+	}
+	for i := range jobs {
+		l.wait.Go(func() {
+			job := jobOf(fmt.Sprintf("j%d", i), offerOf(0).Policy)
+			job.Sampling.MaxTokens, job.Sampling.Seed = 1000, int64(i)<<10
+			if _, err := l.fleet.Sample(ctx, job); err != nil {
+				b.Error(err)
+			}
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.answered[string(job.ID)]++
+		})
+	}
+	return l
+}
+
+func (l *load) arrived(server int, id string) {
+	if id == "" {
+		return // a canary
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.server[id[:strings.LastIndexByte(id, '-')]] = server
+	if server > 0 {
+		l.moved = time.Now()
+	}
+}
+
+// stranded lists the jobs on the first server.
+func (l *load) stranded() (jobs []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id, server := range l.server {
+		if server == 0 && l.answered[id] == 0 {
+			jobs = append(jobs, id)
+		}
+	}
+	return jobs
+}
+
+// away says whether all jobs came to another server, and when the last did.
+func (l *load) away(jobs []string) (time.Time, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, id := range jobs {
+		if l.server[id] == 0 {
+			return time.Time{}, false
+		}
+	}
+	return l.moved, true
 }
 
 func failover(b *testing.B, fault func(*simulated)) (noticed, elsewhere time.Duration) {
-	const servers, jobs, warm = 4, 320, 6 * time.Second
-	fleet, sims := simulatedFleet(b, servers, 200, 16, func(seed int64) int { return 200 + int(seed>>10)%800 })
+	const jobs, warm = 320, 6 * time.Second
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	policy := offerOf(0).Policy
-	if _, err := fleet.Adopt(ctx, offerOf(0)); err != nil {
-		b.Fatal(err)
-	}
-	w := &where{server: map[string]int{}}
-	for i, s := range sims {
-		s.mu.Lock()
-		s.arrived = func(id string) {
-			if id == "" {
-				return // a canary
-			}
-			id = id[:strings.LastIndexByte(id, '-')]
-			w.Lock()
-			defer w.Unlock()
-			w.server[id] = i
-			if i > 0 {
-				w.changed = time.Now()
-			}
-		}
-		s.mu.Unlock()
-	}
-	var wait sync.WaitGroup
-	var mu sync.Mutex
-	answered := map[rollout.JobID]int{}
-	for i := range jobs {
-		wait.Go(func() {
-			job := jobOf(fmt.Sprintf("j%d", i), policy)
-			job.Sampling.MaxTokens, job.Sampling.Seed = 1000, int64(i)<<10
-			group, err := fleet.Sample(ctx, job)
-			if err != nil {
-				b.Error(err)
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			answered[group.Job]++
-		})
-	}
+	l := newLoad(ctx, b, jobs)
 	<-time.After(warm) // the fleet learns the servers' pace
 	struck := time.Now()
-	w.Lock()
-	stranded := map[string]bool{}
-	fleet.mu.Lock()
-	for id, server := range w.server {
-		mu.Lock()
-		if server == 0 && answered[rollout.JobID(id)] == 0 {
-			stranded[id] = true
-		}
-		mu.Unlock()
+	stranded := l.stranded()
+	if len(stranded) == 0 {
+		b.Fatal("the first server has no jobs")
 	}
-	fleet.mu.Unlock()
-	w.Unlock()
-	fault(sims[0])
-	err := fleet.await(ctx, func(time.Time) verdict {
-		return verdict{done: fleet.servers[0].state != StateHealthy || fleet.servers[0].failed > 0}
+	fault(l.servers[0])
+	err := l.fleet.await(ctx, func(time.Time) verdict {
+		return verdict{done: l.fleet.servers[0].state != StateHealthy || l.fleet.servers[0].failed > 0}
 	})
 	if err != nil {
 		b.Fatal(err)
 	}
 	noticed = time.Since(struck)
-	last := struck
-	for moved := false; !moved; {
-		<-time.After(5 * time.Millisecond)
-		w.Lock()
-		moved = true
-		for id := range stranded {
-			moved = moved && w.server[id] != 0
+	for {
+		if last, ok := l.away(stranded); ok {
+			elsewhere = last.Sub(struck)
+			break
 		}
-		last = w.changed
-		w.Unlock()
-		if time.Since(struck) > time.Minute {
-			b.Fatalf("jobs are still on the first server after %s: %+v", time.Since(struck), fleet.Servers())
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			b.Fatalf("jobs are still on the first server: %+v", l.fleet.Servers())
 		}
 	}
-	elsewhere = last.Sub(struck)
-	wait.Wait()
+	l.wait.Wait()
 	for i := range jobs {
-		if n := answered[rollout.JobID(fmt.Sprintf("j%d", i))]; n != 1 {
+		if n := l.answered[fmt.Sprintf("j%d", i)]; n != 1 {
 			b.Errorf("job %d was answered %d times", i, n)
 		}
-	}
-	if len(stranded) == 0 {
-		b.Error("the first server had no jobs")
 	}
 	return noticed, elsewhere
 }
