@@ -16,7 +16,6 @@ import (
 	"github.com/uadt-train/uadt-train/reward/judge"
 	"github.com/uadt-train/uadt-train/rollout/remote"
 	"github.com/uadt-train/uadt-train/trainer"
-	"github.com/uadt-train/uadt-train/trainer/graph"
 	"github.com/uadt-train/uadt-train/uadt"
 )
 
@@ -47,7 +46,7 @@ func (r *running) assemble(ctx context.Context, a assembly) (o coordinator.Optio
 	if o.Parts.Encoder, err = encode.Open(r.config.Model.Path, r.config.Model.MaxPixels, a.images); err != nil {
 		return o, nil, err
 	}
-	if o.Parts.Backend, o.Parts.Keeper, err = r.openTrainer(a); err != nil {
+	if o.Parts.Backend, o.Parts.Keeper, err = r.openTrainer(ctx, a); err != nil {
 		return o, nil, err
 	}
 	if r.config.UADT.Span == uadt.SpanThink {
@@ -83,17 +82,6 @@ func bannedTokens(model string) ([]int32, error) {
 		return nil, err
 	}
 	return []int32{int32(config.ImageToken), int32(config.VideoToken)}, nil
-}
-
-func (r *running) openTrainer(a assembly) (trainer.Backend, trainer.Keeper, error) {
-	backend, err := graph.New(graph.Options{
-		WorkDir: filepath.Join(r.run.Dir(), "trainer"), Images: a.images, MaxPixels: r.config.Model.MaxPixels,
-	})
-	if err != nil {
-		return nil, nil, err
-	}
-	r.undo.add(backend.Close)
-	return backend, backend, nil
 }
 
 func (r *running) openScorer() (reward.Scorer, error) {

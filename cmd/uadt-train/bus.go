@@ -41,7 +41,11 @@ type openedBus struct {
 func openBus(ctx context.Context, c configs.Config, dir string, above uint64, undo *closers) (openedBus, error) {
 	var o openedBus
 	if c.Bus.URL == "" {
-		server, err := bus.Start(bus.ServerOptions{Dir: filepath.Join(dir, "bus"), Listen: c.Bus.Listen, Run: c.Name, Ranks: c.Trainer.Ranks})
+		listen := c.Bus.Listen
+		if listen == "" && c.Trainer.Backend == backendPyTorch {
+			listen = "127.0.0.1:0" // the trainer is another process
+		}
+		server, err := bus.Start(bus.ServerOptions{Dir: filepath.Join(dir, "bus"), Listen: listen, Run: c.Name, Ranks: c.Trainer.Ranks})
 		if err != nil {
 			return o, err
 		}
