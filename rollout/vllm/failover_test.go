@@ -92,12 +92,13 @@ func (l *load) stranded() (jobs []string) {
 	return jobs
 }
 
-// away says whether all jobs came to another server, and when the last did.
+// away says whether all jobs came to another server or were answered before
+// they could, and when the last came.
 func (l *load) away(jobs []string) (time.Time, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, id := range jobs {
-		if l.server[id] == 0 {
+		if l.server[id] == 0 && l.answered[id] == 0 {
 			return time.Time{}, false
 		}
 	}
