@@ -59,10 +59,7 @@ func (c Correction) Weights(old, rollout []float64, mask []bool) ([]float64, Gap
 			sum += old[t] - rollout[t]
 		}
 	}
-	upper := c.Upper
-	if upper == 0 {
-		upper = defaultUpper
-	}
+	upper := c.upper()
 	weights := make([]float64, len(old))
 	var sums GapSums
 	for t := range old {
@@ -92,6 +89,14 @@ func (c Correction) Weights(old, rollout []float64, mask []bool) ([]float64, Gap
 		}
 	}
 	return weights, sums, nil
+}
+
+// upper is Upper or its default.
+func (c Correction) upper() float64 {
+	if c.Upper == 0 {
+		return defaultUpper
+	}
+	return c.Upper
 }
 
 // masked says that token t takes part.

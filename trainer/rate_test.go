@@ -71,16 +71,20 @@ func TestStepOptionsValidate(t *testing.T) {
 	}
 	nan := math.NaN()
 	for part, change := range map[string]func(*StepOptions){
-		"loss ":                  func(o *StepOptions) { o.Loss = "sgd" },
-		"clip low":               func(o *StepOptions) { o.ClipLow = 1.1 },
-		"clip high":              func(o *StepOptions) { o.ClipHigh = nan },
-		"dual clip":              func(o *StepOptions) { o.DualClip = 1 },
-		`KL "k1" in the loss`:    func(o *StepOptions) { o.KL.Kind = K1 },
-		"KL coefficient":         func(o *StepOptions) { o.KL.Coef = -1 },
-		"aggregation":            func(o *StepOptions) { o.Aggregation = "" },
-		"denominators":           func(o *StepOptions) { o.Denominators.Tokens = -1 },
-		"correction level":       func(o *StepOptions) { o.Correction.Level, o.Correction.Mode = "batch", "mask" },
-		"correction mode":        func(o *StepOptions) { o.Correction.Level = "token" },
+		"loss ":               func(o *StepOptions) { o.Loss = "sgd" },
+		"clip low":            func(o *StepOptions) { o.ClipLow = 1.1 },
+		"clip high":           func(o *StepOptions) { o.ClipHigh = nan },
+		"dual clip":           func(o *StepOptions) { o.DualClip = 1 },
+		`KL "k1" in the loss`: func(o *StepOptions) { o.KL.Kind = K1 },
+		"KL coefficient":      func(o *StepOptions) { o.KL.Coef = -1 },
+		"aggregation":         func(o *StepOptions) { o.Aggregation = "" },
+		"denominators":        func(o *StepOptions) { o.Denominators.Tokens = -1 },
+		"correction level":    func(o *StepOptions) { o.Correction.Level, o.Correction.Mode = "batch", "mask" },
+		"correction mode":     func(o *StepOptions) { o.Correction.Level = "token" },
+		// Upper 0 is 2: the mask would leave out every token.
+		"correction bounds [3, 2]": func(o *StepOptions) {
+			o.Correction = Correction{Level: CorrectionToken, Mode: CorrectMask, Lower: 3}
+		},
 		"correction bounds":      func(o *StepOptions) { o.Correction.Lower, o.Correction.Upper = 3, 2 },
 		"covariance \"":          func(o *StepOptions) { o.Covariance.Kind, o.Covariance.Share = "cov", 0.1 },
 		"covariance share":       func(o *StepOptions) { o.Covariance.Kind = "clip" },

@@ -30,7 +30,8 @@ func (o StepOptions) Validate() error {
 	c := o.Correction
 	require(slices.Contains([]string{CorrectionOff, CorrectionToken, CorrectionSequence}, c.Level), "correction level %q: want token, sequence or none", c.Level)
 	require(c.Level == CorrectionOff || c.Mode == CorrectTruncate || c.Mode == CorrectMask, "correction mode %q: want truncate or mask", c.Mode)
-	require(inRange(c.Lower, 0, most) && inRange(c.Upper, 0, most) && (c.Upper == 0 || c.Lower <= c.Upper), "correction bounds [%v, %v]: want 0 <= lower <= upper", c.Lower, c.Upper)
+	upper := c.upper()
+	require(inRange(c.Lower, 0, upper) && inRange(upper, 0, most), "correction bounds [%v, %v]: want 0 <= lower <= upper", c.Lower, upper)
 	v := o.Covariance
 	require(slices.Contains([]string{CovarianceOff, ClipCov, KLCov}, v.Kind), "covariance %q: want clip, kl or none", v.Kind)
 	require(v.Kind == CovarianceOff || checkShare(v.Share) == nil, "covariance share %v: want a number in (0, 1]", v.Share)

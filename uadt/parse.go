@@ -87,6 +87,9 @@ func ParseGamma(value any) (Gamma, error) {
 	if err != nil {
 		return Gamma{}, fmt.Errorf("gamma half_life: %w", err)
 	}
+	if extent == (Extent{}) { // it would read as the number 0
+		return Gamma{}, fmt.Errorf("gamma half_life %v: want more than 0", half)
+	}
 	return Gamma{HalfLife: extent}, nil
 }
 

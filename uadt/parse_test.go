@@ -71,7 +71,9 @@ func TestParseGamma(t *testing.T) {
 		}
 	}
 	for _, value := range []any{nil, "0.9", map[string]any{}, map[string]any{"half_life": "x"},
-		map[string]any{"halflife": 3}, map[string]any{"half_life": 3, "value": 1}} {
+		map[string]any{"halflife": 3}, map[string]any{"half_life": 3, "value": 1},
+		// A half-life of 0 would read as "gamma is the number 0".
+		map[string]any{"half_life": 0}, map[string]any{"half_life": "0%"}, map[string]any{"half_life": "0"}} {
 		if got, err := ParseGamma(value); err == nil {
 			t.Errorf("%v was read as %+v", value, got)
 		}
