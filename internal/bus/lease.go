@@ -134,17 +134,11 @@ func (v *Values) latest(ctx context.Context, name string) (*Value, error) {
 
 // write stores the lease if last is still the last revision of its key.
 func (v *Values) write(ctx context.Context, options LeaseOptions, last uint64) (revision uint64, written bool, err error) {
-	key, err := v.key(options.Key)
-	if err != nil {
-		return 0, false, err
-	}
 	data, err := json.Marshal(record{Version: 1, Holder: options.Holder})
 	if err != nil {
 		return 0, false, err
 	}
-	msg := &nats.Msg{Subject: keySubject(key), Data: data, Header: nats.Header{}}
-	return v.conn.publish(ctx, msg,
-		jetstream.WithExpectLastSequencePerSubject(last), jetstream.WithMsgTTL(options.TTL))
+	return v.swap(ctx, options.Key, data, last, jetstream.WithMsgTTL(options.TTL))
 }
 
 // keep starts the renewal of a claimed lease.

@@ -49,6 +49,43 @@ func TestValues(t *testing.T) {
 	}
 }
 
+// Writers that come in between make an update look again: none is lost.
+func TestUpdatesAreNotLost(t *testing.T) {
+	noLeaks(t)
+	_, conn := start(t, bus.Limits{})
+	values := conn.Values("r")
+	const writers, each = 4, 10
+	errs := make(chan error, writers)
+	for range writers {
+		go func() {
+			var err error
+			for i := 0; i < each && err == nil; i++ {
+				_, err = values.Update(patient(t), "count", func(present []byte) ([]byte, error) { return append(present, '.'), nil })
+			}
+			errs <- err
+		}()
+	}
+	for range writers {
+		if err := <-errs; err != nil {
+			t.Fatal(err)
+		}
+	}
+	last, err := values.Get(patient(t), "count")
+	if err != nil || len(last.Data) != writers*each {
+		t.Fatalf("%d updates left a trace (%v), want %d", len(last.Data), err, writers*each)
+	}
+	refusal := errors.New("not this one")
+	if _, err := values.Update(patient(t), "count", func([]byte) ([]byte, error) { return nil, refusal }); !errors.Is(err, refusal) {
+		t.Fatalf("got %v, want the refusal", err)
+	}
+	if again, err := values.Get(patient(t), "count"); err != nil || again.Revision != last.Revision {
+		t.Fatalf("revision %d (%v), want it untouched at %d", again.Revision, err, last.Revision)
+	}
+	if _, err := values.Update(patient(t), "a b", nil); !errors.Is(err, bus.ErrName) {
+		t.Fatalf("got %v, want ErrName", err)
+	}
+}
+
 func TestLeaseExcludes(t *testing.T) {
 	noLeaks(t)
 	_, conn := start(t, bus.Limits{})

@@ -133,8 +133,14 @@ func (c *Conn) purge(ctx context.Context, name, subject string) error {
 // be read is handed to bad, when that is not nil, and passed over.
 func (l *Log) Follow(ctx context.Context, pattern string, handle func(Entry) error, bad func(error)) error {
 	next := uint64(1)
+	return persist(ctx, "following "+l.scope.subject(l.kind, pattern), func() error { return l.follow(ctx, pattern, &next, handle, bad) })
+}
+
+// persist runs read again whenever it fails, until ctx ends, whose cause it
+// returns, a handler fails, or the connection can never serve it.
+func persist(ctx context.Context, what string, read func() error) error {
 	for {
-		err := l.follow(ctx, pattern, &next, handle, bad)
+		err := read()
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -143,7 +149,7 @@ func (l *Log) Follow(ctx context.Context, pattern string, handle func(Entry) err
 			return own.err
 		}
 		if errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, ErrDenied) {
-			return fmt.Errorf("bus: following %s: %w", l.scope.subject(l.kind, pattern), err)
+			return fmt.Errorf("bus: %s: %w", what, err)
 		}
 		if err := pause(ctx, 100*time.Millisecond); err != nil {
 			return err

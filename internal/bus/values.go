@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -45,6 +44,42 @@ func (v *Values) Put(ctx context.Context, name string, data []byte) (uint64, err
 	return revision, err
 }
 
+// Update sets the value of name to what change makes of the present one (nil:
+// there is none) and returns its revision. Where another writer comes in
+// between, change is asked again; its error ends the update.
+func (v *Values) Update(ctx context.Context, name string, change func(present []byte) ([]byte, error)) (uint64, error) {
+	ctx, cancel := v.conn.bounded(ctx, "")
+	defer cancel()
+	for {
+		present, err := v.latest(ctx, name)
+		if err != nil {
+			return 0, err
+		}
+		if present == nil {
+			present = &Value{}
+		}
+		data, err := change(present.Data)
+		if err != nil {
+			return 0, err
+		}
+		revision, written, err := v.swap(ctx, name, data, present.Revision)
+		if err != nil || written {
+			return revision, err
+		}
+	}
+}
+
+// swap sets the value of name if last is still the last revision of its key (0:
+// there never was one), and says whether it did.
+func (v *Values) swap(ctx context.Context, name string, data []byte, last uint64, options ...jetstream.PublishOpt) (revision uint64, written bool, err error) {
+	key, err := v.key(name)
+	if err != nil {
+		return 0, false, err
+	}
+	msg := &nats.Msg{Subject: keySubject(key), Data: data, Header: nats.Header{}}
+	return v.conn.publish(ctx, msg, append(options, jetstream.WithExpectLastSequencePerSubject(last))...)
+}
+
 // keySubject is the subject under which the bucket stores key.
 func keySubject(key string) string { return "$KV." + bucket + "." + key }
 
@@ -78,22 +113,7 @@ func (v *Values) Watch(ctx context.Context, name string, handle func(Value) erro
 	if err != nil {
 		return err
 	}
-	for {
-		err := v.watch(ctx, key, handle)
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		var own *handlerError
-		if errors.As(err, &own) {
-			return own.err
-		}
-		if errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, ErrDenied) {
-			return fmt.Errorf("bus: watching %s: %w", key, err)
-		}
-		if err := pause(ctx, 100*time.Millisecond); err != nil {
-			return err
-		}
-	}
+	return persist(ctx, "watching "+key, func() error { return v.watch(ctx, key, handle) })
 }
 
 // watch follows key with one watcher.

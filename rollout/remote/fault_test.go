@@ -308,6 +308,27 @@ func TestBackPressure(t *testing.T) {
 	}
 }
 
+// A coordinator that was held up while another took over must not set the
+// policy back: a worker that starts after it would follow the dead.
+func TestOlderCoordinatorCannotOffer(t *testing.T) {
+	noLeaks(t)
+	r := newRing(t)
+	r.work("w", scripted("s"), "s")
+	adopt(t, r.fleet, 1, 0)
+	second := r.coordinator(2)
+	adopt(t, second, 2, 0)
+	if _, err := r.fleet.Adopt(patient(t), offer(1, 1)); !errors.Is(err, remote.ErrSuperseded) {
+		t.Fatalf("got %v, want ErrSuperseded", err)
+	}
+	if _, err := remote.NewFleet(patient(t), remote.FleetOptions{Conn: r.conn, Scope: r.scope, Log: r.log}); !errors.Is(err, remote.ErrSuperseded) {
+		t.Fatalf("got %v, want ErrSuperseded", err)
+	}
+	second.Close()
+	r.work("late", scripted("late"), "late")
+	r.scope.Incarnation = 2
+	r.atWork(2) // the one that starts now follows incarnation 2 as well
+}
+
 func TestEqualJobsShareAnAnswer(t *testing.T) {
 	noLeaks(t)
 	r := newRing(t)

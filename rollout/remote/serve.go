@@ -74,7 +74,7 @@ func (w *Worker) handle(hard context.Context, task *bus.Task) {
 	switch {
 	case err == nil:
 		w.finish(hard, task, answer)
-	case errors.Is(err, errSuperseded):
+	case errors.Is(err, ErrSuperseded):
 		w.settle(task, "drop", task.Drop(err.Error()))
 	case errors.Is(err, errNotYet) || hard.Err() != nil:
 		delay := giveBack
@@ -142,7 +142,7 @@ func (w *Worker) await(ctx context.Context, task *bus.Task, job rollout.Job) (co
 		s, changed := w.view()
 		switch {
 		case task.Incarnation < s.incarnation:
-			return nil, errSuperseded
+			return nil, ErrSuperseded
 		case !job.Deadline.IsZero() && time.Now().After(job.Deadline):
 			return nil, &rollout.Dropped{Job: job.ID, Reason: rollout.ReasonDeadline, Err: errors.New("deadline passed on the queue")}
 		case task.Incarnation > s.incarnation || s.live == nil || s.offer == nil || older(*s.live, job.Policy):

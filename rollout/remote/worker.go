@@ -13,11 +13,11 @@ import (
 	"github.com/uadt-train/uadt-train/rollout"
 )
 
-// Why a worker gives up a job that it had begun.
-var (
-	errSuperseded = errors.New("a newer coordinator has taken over")
-	errStopped    = errors.New("worker is stopping")
-)
+// ErrSuperseded says that a coordinator of a higher incarnation has the run.
+var ErrSuperseded = errors.New("a newer coordinator has taken over")
+
+// errStopped is why a worker that stops gives up a job that it had begun.
+var errStopped = errors.New("worker is stopping")
 
 // Timing of a worker.
 const (
@@ -202,7 +202,7 @@ func (w *Worker) watch(ctx context.Context, kill context.CancelCauseFunc) {
 			}
 			if m.Incarnation > s.incarnation {
 				if s.end != nil {
-					s.end(errSuperseded)
+					s.end(ErrSuperseded)
 				}
 				s.reign, s.end = context.WithCancelCause(context.WithoutCancel(ctx))
 				s.incarnation, s.live, s.report = m.Incarnation, nil, reportMessage{}
