@@ -151,9 +151,13 @@ func (r *running) openFleet(ctx context.Context, a assembly, o *coordinator.Opti
 	return runWorker(ctx, worker, r.undo), nil
 }
 
+// maxLogprobs is the cap of the embedded server: enough for the estimators
+// topk1 to topk31, which ask for one more than k.
+const maxLogprobs = 32
+
 // startServer serves dir with the native engine on a free loopback port.
 func (r *running) startServer(ctx context.Context, dir string, undo *closers) (string, error) {
-	server, err := serve.New(serve.Options{Dir: dir, MaxPixels: r.config.Model.MaxPixels, MaxImages: r.config.Data.MaxImages, Log: quiet(r.log)})
+	server, err := serve.New(serve.Options{Dir: dir, MaxPixels: r.config.Model.MaxPixels, MaxImages: r.config.Data.MaxImages, MaxLogprobs: maxLogprobs, Log: quiet(r.log)})
 	if err != nil {
 		return "", err
 	}
