@@ -88,6 +88,12 @@ func checkArrays(rows int, arrays map[string][]float32) error {
 	if !slices.IsSorted(offsets) {
 		return errors.New("offsets that fall")
 	}
+	for _, at := range offsets {
+		// Beyond 2^24 a float32 skips whole numbers.
+		if at != float32(int64(at)) || at > 1<<24 {
+			return fmt.Errorf("offset %g, want a whole number of at most %d", at, 1<<24)
+		}
+	}
 	for name, values := range arrays {
 		if name != "offsets" && float32(len(values)) != offsets[rows] {
 			return fmt.Errorf("%d values of %s, offsets end at %g", len(values), name, offsets[rows])

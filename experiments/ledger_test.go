@@ -139,6 +139,8 @@ func TestLedgerRefusesWhatDoesNotFit(t *testing.T) {
 		"0 offsets for 1 rows":    {"entropy": {1}},
 		"1 offsets for 1 rows":    {"offsets": {0}},
 		"offsets that fall":       {"offsets": {0, -1}},
+		"offset 0.5":              {"offsets": {0, 0.5}},
+		"offset 1.6777218e+07":    {"offsets": {0, 1<<24 + 2}}, // 1<<24 + 1 would be rounded to 1<<24
 		"2 values of entropy":     {"offsets": {0, 1}, "entropy": {1, 2}},
 		"2 offsets for 1 rows":    {"offsets": {1, 1}},
 		"0 values of advantages,": {"offsets": {0, 1}, "advantages": {}},

@@ -211,6 +211,11 @@ func readTensors(file safetensors.File) (rolloutTensors, error) {
 	if len(c.finish) != traces {
 		return c, fmt.Errorf("tensor %s: %d traces, the groups have %d", tensorFinish, len(c.finish), traces)
 	}
+	for i, f := range c.finish {
+		if rollout.Finish(f) > rollout.FinishAbort {
+			return c, fmt.Errorf("tensor %s: %d of trace %d", tensorFinish, f, i)
+		}
+	}
 	return c, errors.Join(
 		checkOffsets(tensorOffsets, c.offsets, traces, len(c.tokens)),
 		checkOffsets(tensorPrompt, c.promptOffsets, len(c.documents), len(c.prompts)))

@@ -167,6 +167,7 @@ func TestRolloutColumnsMustFit(t *testing.T) {
 		"offsets that fall":  func(m map[string]safetensors.Tensor) { m[tensorOffsets] = vector(0, 3, 2, 3, 5, 5) },
 		"offsets beyond":     func(m map[string]safetensors.Tensor) { m[tensorOffsets] = vector(0, 2, 3, 3, 5, 9) },
 		"prompts beyond":     func(m map[string]safetensors.Tensor) { m[tensorPrompt] = vector(0, 9, 9) },
+		"finish unknown":     func(m map[string]safetensors.Tensor) { m[tensorFinish].Data[1] = 3 },
 		"finish too few":     func(m map[string]safetensors.Tensor) { m[tensorFinish] = safetensors.FromBytes([]byte{0}) },
 		"logprobs too few":   func(m map[string]safetensors.Tensor) { m[tensorLogprobs] = safetensors.FromFloat32([]float32{1}) },
 		"logprobs too many":  func(m map[string]safetensors.Tensor) { m[tensorLogprobs] = safetensors.FromFloat32(make([]float32, 9)) },

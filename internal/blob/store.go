@@ -47,7 +47,9 @@ func (s *Store) Put(data []byte) (digest string, err error) {
 	return digest, nil
 }
 
-// write makes path appear with its full content, durably.
+// write makes path appear with its full content. The content is synced, the name
+// is not: a crash of the machine may lose the blob whole, never leave a part, and
+// whoever needs it puts it again.
 func (s *Store) write(path string, data []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
