@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // metricLine is one line of metrics.jsonl.
@@ -56,6 +57,13 @@ func (m *Main) transcript(dir string) error {
 	out.printf("\n")
 	evaluations(out, lines)
 	shaping(out, lines)
+	g, measured, err := gates(dir)
+	if err != nil {
+		return err
+	}
+	if measured {
+		out.printf("did the task need depth when RL began?\n%s\n", indent(g.String()))
+	}
 	out.printf("run directory: %s\n", dir)
 	out.printf("  metrics.jsonl  ledger/*.parquet  tb/ (TensorBoard)  checkpoints/ (open in transformers and vLLM)\n")
 	out.printf("UADT's formula here is a reconstruction; phantoms are not patients; not for clinical use.\n")
@@ -150,4 +158,9 @@ func pick(lines []metricLine, n int) []metricLine {
 		out = append(out, lines[i*(len(lines)-1)/(n-1)])
 	}
 	return out
+}
+
+// indent moves every line of text to the right, as the table above it.
+func indent(text string) string {
+	return "  " + strings.ReplaceAll(strings.TrimSuffix(text, "\n"), "\n", "\n  ") + "\n"
 }
