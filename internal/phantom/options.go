@@ -21,7 +21,7 @@ type Options struct {
 	// Kinds are the question types, each as often; default all four.
 	Kinds []rollout.Kind
 	// LongShare is the share of SFT records whose trace scans quadrant by
-	// quadrant, 0 to 1; default 0.5. The others guess at a glance. Negative
+	// quadrant, 0 to 1; default 0.6. The others guess at a glance. Negative
 	// means none.
 	LongShare float64
 	// ComplexShare is the share of records with a vignette and up to three
@@ -44,7 +44,7 @@ func (o Options) withDefaults() Options {
 	}
 	switch {
 	case o.LongShare == 0:
-		o.LongShare = 0.5
+		o.LongShare = 0.6
 	case o.LongShare < 0:
 		o.LongShare = 0
 	}
