@@ -40,12 +40,3 @@ func (r *Run) RecordIncarnation(e uint64) error {
 	}
 	return r.disk.bytes(filepath.Join(r.dir, "incarnation"), []byte(strconv.FormatUint(e, 10)+"\n"))
 }
-
-// NextIncarnation counts one up where no lease gives the number.
-func (r *Run) NextIncarnation() (uint64, error) {
-	last, err := r.LastIncarnation()
-	if err != nil {
-		return 0, err
-	}
-	return last + 1, r.RecordIncarnation(last + 1)
-}

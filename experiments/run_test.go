@@ -235,10 +235,12 @@ func TestLockOfAKilledProcess(t *testing.T) {
 func TestIncarnations(t *testing.T) {
 	dir := t.TempDir()
 	r := mustOpen(t, spec(dir, nil))
-	for want := uint64(1); want <= 3; want++ {
-		e, err := r.NextIncarnation()
-		if err != nil || e != want {
-			t.Fatalf("incarnation %d (%v), want %d", e, err, want)
+	for e := uint64(1); e <= 3; e++ {
+		if last, err := r.LastIncarnation(); err != nil || last != e-1 {
+			t.Fatalf("incarnation %d (%v), want %d", last, err, e-1)
+		}
+		if err := r.RecordIncarnation(e); err != nil {
+			t.Fatal(err)
 		}
 	}
 	if err := r.RecordIncarnation(10); err != nil {
@@ -256,7 +258,7 @@ func TestIncarnations(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "incarnation"), []byte("ten"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.NextIncarnation(); err == nil || !strings.Contains(err.Error(), "incarnation") {
+	if err := r.RecordIncarnation(11); err == nil || !strings.Contains(err.Error(), "incarnation") {
 		t.Errorf("a damaged counter: %v", err)
 	}
 }

@@ -17,7 +17,8 @@ import (
 type RoleKeys struct{ Coordinator, Worker, Trainer string }
 
 // NewKey makes an nkey pair: the seed is the secret of the role, the public key
-// goes into RoleKeys.
+// goes into RoleKeys. For deployments that make their keys by program; the tool
+// nk does the same by hand.
 func NewKey() (seed, public string, err error) {
 	pair, err := nkeys.CreateUser()
 	if err != nil {

@@ -75,9 +75,6 @@ type Part struct {
 	Image bool
 }
 
-// Text makes a message of one text part.
-func Text(role, text string) Message { return Message{role, []Part{{Text: text}}} }
-
 // Template is a chat template whose meaning is known.
 type Template struct{ name string }
 

@@ -20,6 +20,10 @@ func template(t testing.TB) tokenizer.Template {
 	return tm
 }
 
+func text(role, content string) tokenizer.Message {
+	return tokenizer.Message{Role: role, Parts: []tokenizer.Part{{Text: content}}}
+}
+
 func TestRendering(t *testing.T) {
 	tm := template(t)
 	image := tokenizer.Part{Image: true}
@@ -31,18 +35,18 @@ func TestRendering(t *testing.T) {
 		want     string
 	}{
 		{"nothing", nil, true, "<|im_start|>assistant\n"},
-		{"a question", []tokenizer.Message{tokenizer.Text("user", "Hi")}, true,
+		{"a question", []tokenizer.Message{text("user", "Hi")}, true,
 			system + "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"},
-		{"no prompt", []tokenizer.Message{tokenizer.Text("user", "Hi")}, false,
+		{"no prompt", []tokenizer.Message{text("user", "Hi")}, false,
 			system + "<|im_start|>user\nHi<|im_end|>\n"},
-		{"own system text", []tokenizer.Message{tokenizer.Text("system", "Be brief."), tokenizer.Text("user", "Hi")}, false,
+		{"own system text", []tokenizer.Message{text("system", "Be brief."), text("user", "Hi")}, false,
 			"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"},
-		{"system text later", []tokenizer.Message{tokenizer.Text("user", "Hi"), tokenizer.Text("system", "s")}, false,
+		{"system text later", []tokenizer.Message{text("user", "Hi"), text("system", "s")}, false,
 			system + "<|im_start|>user\nHi<|im_end|>\n<|im_start|>system\ns<|im_end|>\n"},
 		{"images", []tokenizer.Message{{Role: "user", Parts: []tokenizer.Part{{Text: "a"}, image, image, {Text: "b"}}}}, false,
 			system + "<|im_start|>user\na<|vision_start|><|image_pad|><|vision_end|>" +
 				"<|vision_start|><|image_pad|><|vision_end|>b<|im_end|>\n"},
-		{"white space stays", []tokenizer.Message{tokenizer.Text("user", " \n x \n")}, false,
+		{"white space stays", []tokenizer.Message{text("user", " \n x \n")}, false,
 			system + "<|im_start|>user\n \n x \n<|im_end|>\n"},
 		{"an empty turn", []tokenizer.Message{{Role: "user"}}, false, system + "<|im_start|>user\n<|im_end|>\n"},
 	} {

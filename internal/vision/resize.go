@@ -151,7 +151,7 @@ func (m *Image) Patches(c Config) (Patches, error) {
 		}
 	}
 	p, gh, gw := c.PatchSize, height/c.PatchSize, width/c.PatchSize
-	out := Patches{Grid: [3]int{1, gh, gw}, Merge: c.MergeSize,
+	out := Patches{Grid: [3]int{1, gh, gw},
 		Pixels: make([]float32, 0, gh*gw*3*c.TemporalPatchSize*p*p)}
 	for by := 0; by < gh; by += c.MergeSize {
 		for bx := 0; bx < gw; bx += c.MergeSize {

@@ -155,11 +155,7 @@ type Patches struct {
 	// patches (so that the rows of one token are neighbours); within a row the
 	// order is channel, time, y, x.
 	Pixels []float32
-	Merge  int // MergeSize
 }
-
-// Tokens is the number of image tokens after the merger.
-func (p Patches) Tokens() int { return Tokens(p.Grid, p.Merge) }
 
 // Tokens is the number of image tokens of a grid after the merger.
 func Tokens(grid [3]int, merge int) int {

@@ -69,7 +69,7 @@ func TestEngineAndTrainerAgree(t *testing.T) {
 		}
 		pixels = append(pixels, p)
 	}
-	group.Prompt = imagePrompt(config, pixels[0].Tokens(), []int32{5, 6}, imagePrompt(config, pixels[1].Tokens(), []int32{9}, []int32{7, 8}))
+	group.Prompt = imagePrompt(config, vision.Tokens(pixels[0].Grid, config.Vision.MergeSize), []int32{5, 6}, imagePrompt(config, vision.Tokens(pixels[1].Grid, config.Vision.MergeSize), []int32{9}, []int32{7, 8}))
 	for step := 1; step <= 2; step++ {
 		offer, err := backend.Publish(ctx, rollout.Policy{Incarnation: 1, Version: step - 1})
 		if err != nil {

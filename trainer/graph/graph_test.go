@@ -74,7 +74,7 @@ func randomWeights(l *layoutOfWeights, seed uint64) []float32 {
 
 // tinyPatches is a random image of a grid.
 func tinyPatches(r *rand.Rand, c qwenvl.VisionConfig, h, w int) vision.Patches {
-	p := vision.Patches{Grid: [3]int{1, h, w}, Merge: c.MergeSize, Pixels: make([]float32, h*w*c.PatchDim())}
+	p := vision.Patches{Grid: [3]int{1, h, w}, Pixels: make([]float32, h*w*c.PatchDim())}
 	for i := range p.Pixels {
 		p.Pixels[i] = float32(r.NormFloat64())
 	}
