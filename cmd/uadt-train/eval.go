@@ -13,6 +13,7 @@ import (
 
 	"github.com/uadt-train/uadt-train/configs"
 	"github.com/uadt-train/uadt-train/internal/blob"
+	"github.com/uadt-train/uadt-train/internal/dataset"
 	"github.com/uadt-train/uadt-train/internal/evaluate"
 	"github.com/uadt-train/uadt-train/internal/serve"
 	"github.com/uadt-train/uadt-train/reward"
@@ -24,6 +25,7 @@ type evalFlags struct {
 	model         string
 	servers       []string
 	data          []string
+	train         []string
 	out           string
 	protocol      string
 	samples       int
@@ -66,6 +68,7 @@ OphthaReason publish no scoring: ours is stated in the report.`,
 	v.StringVar(&f.model, "model", "", "Hugging Face directory, run by the native engine")
 	v.StringSliceVar(&f.servers, "servers", nil, "base URLs of servers, in place of --model")
 	v.StringSliceVar(&f.data, "data", nil, "files of records; may be given again")
+	v.StringSliceVar(&f.train, "train", nil, "files that the model was trained on: say how many images they share with the evaluation")
 	v.StringVar(&f.out, "out", "eval", "directory of the results")
 	v.StringVar(&f.protocol, "protocol", "ophthareason", "ophthareason or micro: prompts and limits")
 	v.IntVar(&f.samples, "samples", 1, "answers per question, for pass@k")
@@ -123,6 +126,10 @@ func (m *Main) eval(ctx context.Context, f evalFlags) (err error) {
 	if err != nil {
 		return err
 	}
+	shared, err := findOverlap(ctx, store, questions, f.train, func(file string) dataset.Options { return f.options(file, p) })
+	if err != nil {
+		return err
+	}
 	scorer, err := reward.New(reward.DefaultOptions())
 	if err != nil {
 		return err
@@ -144,7 +151,14 @@ func (m *Main) eval(ctx context.Context, f evalFlags) (err error) {
 	if err := m.askAll(ctx, a, f, p, log); err != nil {
 		return err
 	}
-	return m.summarise(f, log)
+	return m.summarise(f, log, shared)
+}
+
+// options says how the records of a file are taken under protocol p.
+func (f evalFlags) options(file string, p protocol) dataset.Options {
+	return setOptions(file, configs.Data{
+		Prompts: p.prompts, ImagesFirst: p.imagesFirst, MaxImages: p.maxImages, MaxBadShare: configs.Defaults().Data.MaxBadShare,
+	})
 }
 
 // evalQuestion is one record of one file.
@@ -157,8 +171,7 @@ func (f evalFlags) questions(ctx context.Context, store *blob.Store, p protocol)
 	var out []evalQuestion
 	seen := map[string]string{}
 	for _, file := range f.data {
-		options := setOptions(file, configs.Data{Prompts: p.prompts, ImagesFirst: p.imagesFirst, MaxImages: p.maxImages, MaxBadShare: configs.Defaults().Data.MaxBadShare})
-		questions, err := readQuestions(ctx, store, options, f.limit)
+		questions, err := readQuestions(ctx, store, f.options(file, p), f.limit)
 		if err != nil {
 			return nil, err
 		}
@@ -236,13 +249,14 @@ func (m *Main) askAll(ctx context.Context, a *asker, f evalFlags, p protocol, lo
 }
 
 // summarise writes summary.json and report.html and prints the table.
-func (m *Main) summarise(f evalFlags, log *predictions) error {
+func (m *Main) summarise(f evalFlags, log *predictions, shared *overlap) error {
 	summary := evaluate.Summarise(log.results(), evaluate.Options{Greedy: f.temperature == 0})
 	data, err := json.MarshalIndent(struct {
 		Settings evalSettings     `json:"settings"`
 		Time     string           `json:"time"`
 		Summary  evaluate.Summary `json:"summary"`
-	}{log.settings, m.Now().UTC().Format(time.RFC3339), summary}, "", "  ")
+		Overlap  *overlap         `json:"overlap_with_training,omitempty"`
+	}{log.settings, m.Now().UTC().Format(time.RFC3339), summary, shared}, "", "  ")
 	if err != nil {
 		return fmt.Errorf("summary: %w", err)
 	}
@@ -255,6 +269,9 @@ func (m *Main) summarise(f evalFlags, log *predictions) error {
 	if f.asJSON {
 		_, err := m.Stdout.Write(append(data, '\n'))
 		return err
+	}
+	if shared != nil {
+		fmt.Fprintf(m.Stdout, "of %d images, %d are training images and %d more look like one\n", shared.Images, shared.Exact, shared.Near)
 	}
 	return m.printSummary(f.out, summary)
 }

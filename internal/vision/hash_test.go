@@ -32,13 +32,13 @@ func scene(seed uint64, height, width int) *Image {
 }
 
 func TestDifferenceHashTellsCopiesFromStrangers(t *testing.T) {
-	near, far := 0, 64
+	near, far := 0, 256
 	for seed := range uint64(40) {
 		original := scene(seed, 240, 320)
 		for _, copied := range []*Image{original.Resize(120, 160), original.Resize(300, 400), brighter(original)} {
-			near = max(near, HashDistance(original.DifferenceHash(), copied.DifferenceHash()))
+			near = max(near, original.DifferenceHash().Distance(copied.DifferenceHash()))
 		}
-		far = min(far, HashDistance(original.DifferenceHash(), scene(seed+1000, 240, 320).DifferenceHash()))
+		far = min(far, original.DifferenceHash().Distance(scene(seed+1000, 240, 320).DifferenceHash()))
 	}
 	if near >= far {
 		t.Errorf("a copy differs in up to %d bits, a stranger in only %d", near, far)
@@ -55,7 +55,7 @@ func brighter(m *Image) *Image {
 }
 
 func TestHashDistance(t *testing.T) {
-	if d := HashDistance(0b1011, 0b0010); d != 2 {
-		t.Errorf("distance is %d, want 2", d)
+	if d := (Hash{0b1011, 0, 0, 1}).Distance(Hash{0b0010}); d != 3 {
+		t.Errorf("distance is %d, want 3", d)
 	}
 }
