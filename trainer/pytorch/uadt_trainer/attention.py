@@ -1,7 +1,7 @@
 """Variable-length attention over the segments of a packed row.
 
-On CUDA, in bfloat16, torch's variable-length flash kernel; elsewhere scaled dot
-products segment by segment.
+On CUDA, in bfloat16, torch's variable-length flash kernel; elsewhere one masked
+scaled dot product over padded segments.
 """
 
 from __future__ import annotations
@@ -29,27 +29,32 @@ def attend(
 
         window = (-1, 0) if causal else (-1, -1)
         return varlen_attn(query, key, value, cu_q, cu_k, *longest, window_size=window)
-    return _segments(query, key, value, (cu_q.tolist(), cu_k.tolist()), causal)
+    return _padded(query, key, value, (cu_q, cu_k), longest, causal)
 
 
-def _segments(
+def _padded(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    bounds: tuple[list[int], list[int]],
+    bounds: tuple[torch.Tensor, torch.Tensor],
+    longest: tuple[int, int],
     causal: bool,
 ) -> torch.Tensor:
-    """Dense fall-back: one scaled dot product for each segment."""
-    cu_q, cu_k = bounds
-    out = []
-    for s in range(len(cu_q) - 1):
-        q = query[cu_q[s] : cu_q[s + 1]].transpose(0, 1)
-        k = key[cu_k[s] : cu_k[s + 1]].transpose(0, 1)
-        v = value[cu_k[s] : cu_k[s + 1]].transpose(0, 1)
-        mask = None
-        if causal:
-            mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device)
-            mask = mask.tril(diagonal=k.shape[1] - q.shape[1])
-        heads = q.shape[0] != k.shape[0]
-        out.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=heads).transpose(0, 1))
-    return torch.cat(out)
+    """Fall-back without a variable-length kernel: one masked product over segments padded to the longest."""
+    (q_at, q_live), (k_at, k_live) = (_rows(cu, n) for cu, n in zip(bounds, longest, strict=True))
+    mask = k_live[:, None, :]  # [S, 1, K]; every segment has a key, so that no row of it is empty
+    if causal:
+        ahead = (bounds[1].diff() - bounds[0].diff())[:, None, None]
+        steps = torch.arange(longest[1], device=query.device)
+        mask = mask & (steps <= torch.arange(longest[0], device=query.device)[:, None] + ahead)
+    q, k, v = (x[at].transpose(1, 2) for x, at in ((query, q_at), (key, k_at), (value, k_at)))
+    heads = q.shape[1] != k.shape[1]
+    out = scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], enable_gqa=heads)
+    return out.transpose(1, 2)[q_live]
+
+
+def _rows(cu: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Segment bounds [S+1] -> row indices [S, longest], the padding pointing at row 0, and which are real."""
+    steps = torch.arange(longest, device=cu.device)
+    live = steps < cu.diff()[:, None]
+    return torch.where(live, cu[:-1, None] + steps, 0), live

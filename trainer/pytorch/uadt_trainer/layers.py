@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch.nn.functional import linear, silu
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from .attention import attend
 from .packing import AttentionPlan
@@ -85,21 +86,34 @@ class Stack:
 
     def run(self, layer: Callable[..., torch.Tensor], x: torch.Tensor, *arguments: object) -> torch.Tensor:
         """Apply one layer."""
+        again = self.checkpointing and torch.is_grad_enabled()
         if self.compiled:
-            layer = _compiled(layer)
             torch._dynamo.maybe_mark_dynamic(x, 0)  # noqa: SLF001
-        if self.checkpointing and torch.is_grad_enabled():
+            return _compiled(layer, again)(x, *arguments)
+        if again:
             return checkpoint(layer, x, *arguments, use_reentrant=False, preserve_rng_state=False)
         return layer(x, *arguments)
 
 
-_CACHE: dict[Callable[..., torch.Tensor], Callable[..., torch.Tensor]] = {}
+@cache
+def _compiled(layer: Callable[..., torch.Tensor], again: bool) -> Callable[..., torch.Tensor]:
+    """Compile a layer; `again` computes its activations once more in the backward pass.
 
+    The recomputation is compiled into the backward graph, so that what the gradients do not need (the
+    last product) is left out, and the outputs of attention, small and slow to make, are kept.
+    """
+    # One graph for each of: training and scoring, parts frozen or not, fixed and then any number of tokens.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # noqa: SLF001
+    if not again:
+        return torch.compile(layer)
+    from torch.nn.attention import varlen  # noqa: F401 - registers the operation
 
-def _compiled(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    if function not in _CACHE:
-        _CACHE[function] = torch.compile(function)
-    return _CACHE[function]
+    kept = partial(create_selective_checkpoint_contexts, [torch.ops.torch_attn._varlen_attn.default])  # noqa: SLF001
+
+    def checkpointed(x: torch.Tensor, *arguments: object) -> torch.Tensor:
+        return checkpoint(layer, x, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=kept)
+
+    return torch.compile(checkpointed)
 
 
 def run_text(

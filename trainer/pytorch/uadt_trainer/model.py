@@ -103,15 +103,9 @@ class Policy:
 
     def prompt_positions(self, prompt: np.ndarray, grids: Sequence[Sequence[int]]) -> np.ndarray:
         """Return the rotary positions [3, P] of a prompt with images of the given grids."""
-        if self.family != QWEN or not grids:
+        if self.family != QWEN:
             return np.broadcast_to(np.arange(len(prompt)), (3, len(prompt)))
-        kinds = torch.from_numpy((prompt == self.image_token).astype(np.int32))[None]
-        positions, _ = self.model.model.get_rope_index(
-            torch.from_numpy(prompt.astype(np.int64))[None],
-            mm_token_type_ids=kinds,
-            image_grid_thw=torch.tensor(grids, dtype=torch.int64),
-        )
-        return positions[:, 0].numpy()
+        return rotary_positions(prompt, grids, self.image_token, self.model.config.vision_config.spatial_merge_size)
 
     def image_tokens(self, pixels: Pixels | None) -> int:
         """Return how many tokens the images take in a prompt, by the model's own rule."""
@@ -164,3 +158,25 @@ class Policy:
         if self.model.config.tie_word_embeddings:
             tensors.pop("lm_head.weight", None)
         return tensors
+
+
+def rotary_positions(prompt: np.ndarray, grids: Sequence[Sequence[int]], image_token: int, merge: int) -> np.ndarray:
+    """Return time, height and width [3, P] of each prompt token, as Qwen2.5-VL has them.
+
+    Text goes on by one; an image begins at the next position, its tokens are at their row and column
+    from there, and what follows it begins after the largest of them.
+    """
+    out = np.empty((3, len(prompt)), dtype=np.int64)
+    at, position = 0, 0
+    for t, h, w in grids:
+        begin = at + int(np.argmax(prompt[at:] == image_token))
+        text = begin - at
+        out[:, at:begin] = position + np.arange(text)
+        position += text
+        shape = (t, h // merge, w // merge)
+        count = int(np.prod(shape))
+        out[:, begin : begin + count] = position + np.indices(shape).reshape(3, -1)
+        position += max(shape)
+        at = begin + count
+    out[:, at:] = position + np.arange(len(prompt) - at)
+    return out
