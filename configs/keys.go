@@ -111,9 +111,15 @@ func find(name string) (Key, bool) {
 // nearest returns the known key closest to name, or "" when none is close.
 func nearest(name string) string {
 	best, bestDistance := "", len(name)/2+1
+	try := func(candidate string) {
+		if d := distance(name, candidate); d < bestDistance {
+			best, bestDistance = candidate, d
+		}
+	}
 	for _, k := range Keys() {
-		if d := distance(name, k.Name); d < bestDistance {
-			best, bestDistance = k.Name, d
+		try(k.Name)
+		if section, _, nested := strings.Cut(k.Name, "."); nested {
+			try(section)
 		}
 	}
 	return best

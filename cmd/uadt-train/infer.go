@@ -11,6 +11,7 @@ import (
 
 	"github.com/uadt-train/uadt-train/configs"
 	"github.com/uadt-train/uadt-train/internal/serve"
+	"github.com/uadt-train/uadt-train/internal/vision"
 	"github.com/uadt-train/uadt-train/rollout"
 )
 
@@ -116,6 +117,9 @@ func (f inferFlags) request() (map[string]any, error) {
 		data, err := os.ReadFile(path)
 		if err != nil {
 			return nil, fmt.Errorf("image: %w", err)
+		}
+		if _, err := vision.Decode(data, 0); err != nil {
+			return nil, fmt.Errorf("image %s: %w", path, err)
 		}
 		kind := detectType(data)
 		refs[i] = rollout.Image{Digest: path, MediaType: kind}

@@ -61,8 +61,10 @@ func invokeWith(t *testing.T, m *Main, args ...string) result {
 	if m.Stderr == nil {
 		m.Stderr = &diagnostics
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	// Without a deadline, as main has it: clients that find one wait for it.
+	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	defer time.AfterFunc(5*time.Minute, cancel).Stop()
 	code := m.Run(ctx, args)
 	return result{code: code, stdout: out.String(), stderr: diagnostics.String()}
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/term"
 )
 
@@ -47,6 +48,24 @@ func (m *Main) Run(ctx context.Context, args []string) int {
 	root.SetIn(m.Stdin)
 	root.SetOut(m.Stdout)
 	root.SetErr(m.Stderr)
+	begun := false
+	markBegun(root, &begun)
 	err := root.ExecuteContext(watch.work)
+	if err != nil && !begun {
+		err = &usageError{err} // of flags and arguments: no command has begun
+	}
 	return m.exit(err, watch)
+}
+
+// markBegun makes every command set begun before it does anything.
+func markBegun(cmd *cobra.Command, begun *bool) {
+	if run := cmd.RunE; run != nil {
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			*begun = true
+			return run(cmd, args)
+		}
+	}
+	for _, child := range cmd.Commands() {
+		markBegun(child, begun)
+	}
 }

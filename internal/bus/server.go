@@ -46,6 +46,11 @@ type Server struct {
 	once  sync.Once
 }
 
+// maxStore, 1 TiB, keeps the server from refusing the limits of the streams, 11
+// GiB together, on a disk with less room: they are caps, and a run on one machine
+// stays far below them.
+const maxStore = 1 << 40
+
 // Start opens the store in options.Dir and serves it. It refuses a listener
 // beyond loopback without credentials (ErrOpen), and fails if a listener's
 // address is taken.
@@ -57,7 +62,7 @@ func Start(options ServerOptions) (*Server, error) {
 		options.Start = 10 * time.Second
 	}
 	config := &server.Options{
-		ServerName: "uadt", JetStream: true, StoreDir: options.Dir,
+		ServerName: "uadt", JetStream: true, StoreDir: options.Dir, JetStreamMaxStore: maxStore,
 		// Bounds what a power cut loses at no measurable cost.
 		SyncInterval: time.Second,
 		MaxPayload:   MaxPayload, DontListen: true, NoSigs: true, NoLog: true,
