@@ -64,7 +64,7 @@ drawings, not patients; nothing about them is for clinical use.`,
 	f.IntVar(&o.InDomain, "in-domain", 0, "held-out questions of the same camera")
 	f.IntVar(&o.OutOfDomain, "out-of-domain", 0, "held-out questions of another camera")
 	f.StringSliceVar(&kinds, "kinds", nil, "question types (default single,multiple,truefalse,open)")
-	f.Float64Var(&o.LongShare, "long-share", 0.5, "share of traces that scan quadrant by quadrant")
+	f.Float64Var(&o.LongShare, "long-share", 0, "share of SFT traces that scan quadrant by quadrant; 0 takes the default of the generator, negative is none")
 	f.Float64Var(&o.ComplexShare, "complex-share", 0, "share of questions with a vignette and several images")
 	f.BoolVar(&o.Inline, "inline", false, "write images as base64 into the records")
 	return cmd

@@ -17,8 +17,9 @@ const phantomScheme = "phantom:"
 // isPhantom says whether a data key names a set to be made.
 func isPhantom(path string) bool { return strings.HasPrefix(path, phantomScheme) }
 
-// recordsFile returns the file that a data key names, making it below dir if it
-// is a set of phantoms that is not there yet.
+// recordsFile returns the file that a data key names, making it below the run
+// directory dir if it is a set of phantoms. A run keeps the set that it began
+// with, whatever a later program would draw.
 func recordsFile(ctx context.Context, path, dir string) (string, error) {
 	if !isPhantom(path) {
 		return path, nil

@@ -33,7 +33,7 @@ func setOptions(path string, d configs.Data) dataset.Options {
 // openData opens the files of all stages and the held-out questions.
 func (r *running) openData(ctx context.Context, store *blob.Store, o *coordinator.Options) error {
 	for i, s := range r.config.Stages {
-		file, err := recordsFile(ctx, s.Data, r.config.RunsDir)
+		file, err := recordsFile(ctx, s.Data, r.run.Dir())
 		if err != nil {
 			return fmt.Errorf("stage %s: %w", s.Name, err)
 		}
@@ -54,7 +54,7 @@ func (r *running) openData(ctx context.Context, store *blob.Store, o *coordinato
 	if r.config.Eval.Data == "" {
 		return nil
 	}
-	file, err := recordsFile(ctx, r.config.Eval.Data, r.config.RunsDir)
+	file, err := recordsFile(ctx, r.config.Eval.Data, r.run.Dir())
 	if err != nil {
 		return fmt.Errorf("eval.data: %w", err)
 	}
