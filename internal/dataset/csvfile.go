@@ -1,6 +1,7 @@
 package dataset
 
 import (
+	"bufio"
 	"encoding/csv"
 	"fmt"
 	"io"
@@ -15,6 +16,9 @@ type csvLayout struct {
 	names   []string
 }
 
+// byteOrderMark is what some editors put before UTF-8.
+const byteOrderMark = "\ufeff"
+
 // newCSVReader reads rows with quoting relaxed: files in the wild have bare
 // quotes in text.
 func newCSVReader(r io.Reader, comma rune) *csv.Reader {
@@ -28,7 +32,16 @@ func newCSVReader(r io.Reader, comma rune) *csv.Reader {
 // scanCSV returns the header and the span of each row after it. visit, when
 // not nil, sees every row; it may not keep the slice.
 func scanCSV(r io.Reader, comma rune, visit func(i int, layout csvLayout, row []string)) (csvLayout, []span, error) {
-	reader := newCSVReader(r, comma)
+	// Before a quoted name the mark would hide the quote.
+	buffered, skipped := bufio.NewReader(r), int64(0)
+	if head, err := buffered.Peek(len(byteOrderMark)); err == nil && string(head) == byteOrderMark {
+		n, err := buffered.Discard(len(byteOrderMark))
+		if err != nil {
+			return csvLayout{}, nil, err
+		}
+		skipped = int64(n)
+	}
+	reader := newCSVReader(buffered, comma)
 	reader.ReuseRecord = true
 	header, err := reader.Read()
 	if err == io.EOF {
@@ -39,13 +52,13 @@ func scanCSV(r io.Reader, comma rune, visit func(i int, layout csvLayout, row []
 	}
 	layout := csvLayout{comma: comma, columns: map[string]int{}}
 	for i, name := range header {
-		name = strings.TrimSpace(strings.TrimPrefix(name, "\ufeff"))
+		name = strings.TrimSpace(name)
 		layout.names = append(layout.names, name)
 		layout.columns[strings.ToLower(name)] = i
 	}
 	var spans []span
 	for {
-		start := reader.InputOffset()
+		start := skipped + reader.InputOffset()
 		row, err := reader.Read()
 		if err == io.EOF {
 			return layout, spans, nil
@@ -56,7 +69,7 @@ func scanCSV(r io.Reader, comma rune, visit func(i int, layout csvLayout, row []
 		if visit != nil {
 			visit(len(spans), layout, row)
 		}
-		spans = append(spans, span{start, reader.InputOffset() - start})
+		spans = append(spans, span{start, skipped + reader.InputOffset() - start})
 	}
 }
 

@@ -12,7 +12,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -114,7 +116,37 @@ func loadIndex(path string, info fs.FileInfo) (*index, error) {
 	if ix.Size != info.Size() || !ix.Modified.Equal(info.ModTime()) {
 		return nil, errStaleIndex
 	}
+	written, err := os.Stat(path + ".index")
+	if err != nil {
+		return nil, err
+	}
+	if written.ModTime().Sub(info.ModTime()) < settled {
+		digest, err := digestOf(path)
+		if err != nil {
+			return nil, err
+		}
+		if digest != ix.Digest {
+			return nil, errStaleIndex
+		}
+	}
 	return ix, nil
+}
+
+// settled is how much older than its index a file must be for its time to be
+// believed: a file written again within the resolution of the clock keeps its
+// time. A younger one is compared by digest, which costs one read of it.
+const settled = 2 * time.Second
+
+func digestOf(path string) (string, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	hash := sha256.New()
+	if _, err := io.Copy(hash, file); err != nil {
+		return "", closing(file, err)
+	}
+	return hex.EncodeToString(hash.Sum(nil)), file.Close()
 }
 
 // parseIndex reads magic, a line of JSON and pairs of offset and length.
@@ -153,11 +185,12 @@ func (ix *index) save(path string) error {
 	if err != nil {
 		return err
 	}
-	tmp := path + ".index.part"
-	file, err := os.Create(tmp)
+	// A name of its own: another process may index the same file just now.
+	file, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".index.*.part")
 	if err != nil {
 		return err
 	}
+	tmp := file.Name()
 	w := bufio.NewWriter(file)
 	w.WriteString(indexMagic) // errors of a bufio.Writer stick until Flush
 	w.Write(header)
@@ -168,10 +201,26 @@ func (ix *index) save(path string) error {
 		binary.LittleEndian.PutUint64(pair[8:], uint64(s.Length))
 		w.Write(pair[:])
 	}
-	if err := errors.Join(w.Flush(), file.Close()); err != nil {
+	// CreateTemp makes a file for its owner alone; an index is for all.
+	err = errors.Join(w.Flush(), file.Chmod(0o644), file.Close())
+	if err == nil {
+		err = os.Rename(tmp, path+".index")
+	}
+	if err != nil {
 		return errors.Join(err, os.Remove(tmp))
 	}
-	return os.Rename(tmp, path+".index")
+	return nil
+}
+
+// onlyCostsTime tells whether an index that failed to be written for err may be
+// done without: the folder is read-only or the disk is full.
+func onlyCostsTime(err error) bool {
+	for _, known := range []error{os.ErrPermission, syscall.EROFS, syscall.ENOSPC, syscall.EDQUOT} {
+		if errors.Is(err, known) {
+			return true
+		}
+	}
+	return false
 }
 
 // readSpan reads the bytes of one record.

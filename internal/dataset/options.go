@@ -3,6 +3,7 @@ package dataset
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -77,6 +78,28 @@ func (o Options) withDefaults() Options {
 	}
 	o.Limits = o.Limits.withDefaults()
 	return o
+}
+
+// validate reports every option that is out of range; defaults are filled in.
+func (o Options) validate() error {
+	var problems []error
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+	if o.MaxImages < 1 {
+		bad("MaxImages is %d, want at least 1", o.MaxImages)
+	}
+	if !(o.MaxBadShare <= 1) { // NaN too
+		bad("MaxBadShare is %g, want at most 1", o.MaxBadShare)
+	}
+	if o.Limits.Pixels < 1 {
+		bad("Limits.Pixels is %d, want at least 1", o.Limits.Pixels)
+	}
+	if o.Limits.Bytes < 1 {
+		bad("Limits.Bytes is %d, want at least 1", o.Limits.Bytes)
+	}
+	if !knownKind(o.Kind) {
+		bad("Kind is %q, want a kind of question", o.Kind)
+	}
+	return errors.Join(problems...)
 }
 
 // checkKey names everything that decides which records are bad; a check made

@@ -37,6 +37,9 @@ type Set struct {
 // image, does not decode it, and is kept in the index file.
 func Open(ctx context.Context, images Images, o Options) (*Set, error) {
 	o = o.withDefaults()
+	if err := o.validate(); err != nil {
+		return nil, fmt.Errorf("dataset %s: %w", o.Path, err)
+	}
 	file, err := os.Open(o.Path)
 	if err != nil {
 		return nil, fmt.Errorf("dataset: %w", err)
@@ -81,8 +84,8 @@ func (s *Set) open(ctx context.Context) error {
 		fresh = true
 	}
 	if fresh && !s.options.NoIndexFile {
-		if err := s.index.save(s.options.Path); err != nil && !errors.Is(err, os.ErrPermission) {
-			return fmt.Errorf("index file: %w", err) // a read-only folder only costs time
+		if err := s.index.save(s.options.Path); err != nil && !onlyCostsTime(err) {
+			return fmt.Errorf("index file: %w", err)
 		}
 	}
 	return s.admit()

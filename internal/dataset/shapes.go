@@ -26,6 +26,8 @@ type foreign struct {
 // parseJSONRecord reads one element of a JSON array or line of a JSONL file:
 // an MM-Retinal-Reason record, a caption pair, or an OmniMedVQA record.
 func parseJSONRecord(data []byte) (Record, error) {
+	// A mark may begin the file, and every part of files put one after another.
+	data = bytes.TrimPrefix(data, []byte(byteOrderMark))
 	if trimmed := bytes.TrimSpace(data); len(trimmed) == 0 || trimmed[0] != '{' {
 		return Record{}, fmt.Errorf("%w: want an object, have %q", ErrFormat, shorten(string(trimmed)))
 	}

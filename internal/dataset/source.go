@@ -79,15 +79,14 @@ func (s *Source) Next(ctx context.Context) (rollout.Question, int, error) {
 		if s.next == len(s.order) {
 			s.begin(s.epoch + 1)
 		}
-		i := s.order[s.next]
+		q, err := s.questions.Question(ctx, int(s.order[s.next]))
+		var bad *BadRecord
+		if err != nil && !errors.As(err, &bad) {
+			return rollout.Question{}, 0, err // the cursor stays: the draw may be made again
+		}
 		s.next++
-		q, err := s.questions.Question(ctx, int(i))
 		if err == nil {
 			return q, s.epoch, nil
-		}
-		var bad *BadRecord
-		if !errors.As(err, &bad) {
-			return rollout.Question{}, 0, err
 		}
 		s.skipped++
 		last = err
@@ -107,11 +106,12 @@ type position struct {
 	Digest  string `json:"digest"`
 	Seed    int64  `json:"seed"`
 	Stage   string `json:"stage"`
+	InOrder bool   `json:"in_order,omitempty"`
 }
 
 // State returns the position of the cursor with what it is a position in.
 func (s *Source) State() ([]byte, error) {
-	return json.Marshal(position{s.epoch, s.next, s.skipped, len(s.order), s.questions.Digest(), s.options.Seed, s.options.Stage})
+	return json.Marshal(position{s.epoch, s.next, s.skipped, len(s.order), s.questions.Digest(), s.options.Seed, s.options.Stage, s.options.InOrder})
 }
 
 // Restore moves the cursor to a position that State returned. It refuses the
@@ -121,10 +121,10 @@ func (s *Source) Restore(state []byte) error {
 	if err := json.Unmarshal(state, &p); err != nil {
 		return fmt.Errorf("dataset: cursor: %w: %w", ErrFormat, err)
 	}
-	want := position{p.Epoch, p.Next, p.Skipped, len(s.order), s.questions.Digest(), s.options.Seed, s.options.Stage}
+	want := position{p.Epoch, p.Next, p.Skipped, len(s.order), s.questions.Digest(), s.options.Seed, s.options.Stage, s.options.InOrder}
 	if p != want {
-		return fmt.Errorf("dataset: cursor: %w: position in %d questions of digest %.12s with seed %d and stage %q, have %d of %.12s with %d and %q",
-			ErrFields, p.Len, p.Digest, p.Seed, p.Stage, want.Len, want.Digest, want.Seed, want.Stage)
+		return fmt.Errorf("dataset: cursor: %w: position in %d questions of digest %.12s with seed %d, stage %q, in order %t, have %d of %.12s with %d, %q, %t",
+			ErrFields, p.Len, p.Digest, p.Seed, p.Stage, p.InOrder, want.Len, want.Digest, want.Seed, want.Stage, want.InOrder)
 	}
 	if p.Epoch < 0 || p.Next < 0 || p.Next > len(s.order) || p.Skipped < 0 {
 		return fmt.Errorf("dataset: cursor: %w: epoch %d, next %d of %d", ErrFormat, p.Epoch, p.Next, len(s.order))
