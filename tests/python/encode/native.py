@@ -89,37 +89,24 @@ class Native:
 
     def init(self, directory: Path, corpus: Sequence[str], **options: Any) -> str:
         """Writes a fresh micro checkpoint and returns the digest of its weights."""
-        return str(
-            self._ask("init", dir=str(directory), texts=list(corpus), options=options)[
-                "text"
-            ]
-        )
+        return str(self._ask("init", dir=str(directory), texts=list(corpus), options=options)["text"])
 
     def encode(self, directory: Path, text: str) -> list[int]:
         """The ids of a text."""
         return list(self._ask("encode", dir=str(directory), text=text).get("ids", []))
 
-    def decode(
-        self, directory: Path, ids: Sequence[int], *, skip: bool, stream: bool = False
-    ) -> str:
+    def decode(self, directory: Path, ids: Sequence[int], *, skip: bool, stream: bool = False) -> str:
         """The text of ids, at once or joined from the pieces of a stream."""
         op = "stream" if stream else "decode"
-        return str(
-            self._ask(op, dir=str(directory), ids=list(ids), skip=skip).get("text", "")
-        )
+        return str(self._ask(op, dir=str(directory), ids=list(ids), skip=skip).get("text", ""))
 
-    def prompt(
-        self, directory: Path, messages: Sequence[Mapping[str, Any]]
-    ) -> list[int]:
+    def prompt(self, directory: Path, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """The ids of a conversation whose images are paths."""
         turns = [
             {
                 "role": m["role"],
                 "parts": [
-                    {"image": {"digest": p["image"]}}
-                    if "image" in p
-                    else {"text": p["text"]}
-                    for p in m["content"]
+                    {"image": {"digest": p["image"]}} if "image" in p else {"text": p["text"]} for p in m["content"]
                 ],
             }
             for m in messages
@@ -128,9 +115,7 @@ class Native:
 
     def response(self, directory: Path, text: str) -> list[int]:
         """The ids of a target text, the end of the turn included."""
-        return list(
-            self._ask("record", dir=str(directory), messages=[], text=text)["ids"]
-        )
+        return list(self._ask("record", dir=str(directory), messages=[], text=text)["ids"])
 
     def _picture(self, op: str, **fields: Any) -> Picture:
         out = self._scratch / "picture.raw"
@@ -144,9 +129,7 @@ class Native:
 
     def resize(self, path: Path, height: int, width: int) -> npt.NDArray[np.uint8]:
         """The image at another size, [height, width, 3]."""
-        return self._picture(
-            "resize", path=str(path), height=height, width=width
-        ).pixels()
+        return self._picture("resize", path=str(path), height=height, width=width).pixels()
 
     def patches(self, directory: Path, path: Path) -> Picture:
         """The image as the vision tower takes it, by the settings of a model directory."""

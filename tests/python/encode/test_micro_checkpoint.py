@@ -27,13 +27,9 @@ def test_it_loads_without_missing_or_unexpected_keys(
 ) -> None:
     directory = tmp_path / "micro"
     native.init(directory, CORPUS, **options)
-    model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        str(directory), output_loading_info=True
-    )
+    model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(str(directory), output_loading_info=True)
     assert {k: list(v) for k, v in info.items() if v} == {}
-    assert model.dtype == (
-        torch.bfloat16 if options.get("dtype") == "BF16" else torch.float32
-    )
+    assert model.dtype == (torch.bfloat16 if options.get("dtype") == "BF16" else torch.float32)
     messages = [
         {
             "role": "user",
@@ -43,9 +39,7 @@ def test_it_loads_without_missing_or_unexpected_keys(
             ],
         }
     ]
-    text = processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=False
-    )
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     inputs = processor(
         text=[text],
         images=[Image.new("RGB", (84, 84), (200, 90, 30))],
@@ -74,9 +68,7 @@ def test_initialisation_is_as_measured(native: Native, tmp_path: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_files(native: Native, tmp_path: Path) -> None:
-    digests = [
-        native.init(tmp_path / str(i), CORPUS, seed=s) for i, s in enumerate((5, 5, 6))
-    ]
+    digests = [native.init(tmp_path / str(i), CORPUS, seed=s) for i, s in enumerate((5, 5, 6))]
     assert digests[0] == digests[1] != digests[2]
     for path in sorted((tmp_path / "0").iterdir()):
         assert path.read_bytes() == (tmp_path / "1" / path.name).read_bytes(), path.name

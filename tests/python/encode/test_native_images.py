@@ -22,14 +22,8 @@ Pixels = npt.NDArray[np.uint8]
 def picture(random: np.random.Generator, width: int, height: int) -> Image.Image:
     """A smooth picture with noise on it, so that both rounding and filters show."""
     small = Image.fromarray(random.integers(0, 256, (5, 5, 3), dtype=np.uint8))
-    smooth = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)).astype(
-        int
-    )
-    return Image.fromarray(
-        np.clip(smooth + random.integers(-40, 41, smooth.shape), 0, 255).astype(
-            np.uint8
-        )
-    )
+    smooth = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    return Image.fromarray(np.clip(smooth + random.integers(-40, 41, smooth.shape), 0, 255).astype(np.uint8))
 
 
 def size(random: np.random.Generator, low: int, high: int) -> tuple[int, int]:
@@ -37,9 +31,7 @@ def size(random: np.random.Generator, low: int, high: int) -> tuple[int, int]:
     return int(random.integers(low, high)), int(random.integers(low, high))
 
 
-def test_resizing_is_equal_to_the_bit(
-    native: Native, tmp_path: Path, random: np.random.Generator
-) -> None:
+def test_resizing_is_equal_to_the_bit(native: Native, tmp_path: Path, random: np.random.Generator) -> None:
     path = tmp_path / "a.png"
     for i in range(80):
         (w, h), (width, height) = size(random, 1, 400), size(random, 1, 300)
@@ -54,9 +46,7 @@ def test_resizing_is_equal_to_the_bit(
             interpolation=InterpolationMode.BICUBIC,
             antialias=True,
         )
-        assert np.array_equal(
-            native.resize(path, height, width), want.permute(1, 2, 0).numpy()
-        ), (w, h, width, height)
+        assert np.array_equal(native.resize(path, height, width), want.permute(1, 2, 0).numpy()), (w, h, width, height)
 
 
 def test_patches_are_equal_to_the_bit(
@@ -122,9 +112,7 @@ def test_decoding_is_equal_to_the_bit(
         *(size(random, 1, 120) for _ in range(8)),
     ]:
         picture(random, width, height).convert(mode).save(path, **options)
-        assert np.array_equal(
-            native.pixels(path), np.asarray(Image.open(path).convert("RGB"))
-        ), (width, height)
+        assert np.array_equal(native.pixels(path), np.asarray(Image.open(path).convert("RGB"))), (width, height)
 
 
 JPEG: list[dict[str, Any]] = [
@@ -166,20 +154,14 @@ def test_jpeg_is_equal_to_the_bit(
         )
 
 
-def test_grey_jpeg_is_equal_to_the_bit(
-    native: Native, tmp_path: Path, random: np.random.Generator
-) -> None:
+def test_grey_jpeg_is_equal_to_the_bit(native: Native, tmp_path: Path, random: np.random.Generator) -> None:
     path = tmp_path / "a.jpg"
     for progressive in (False, True):
         picture(random, 90, 61).convert("L").save(path, progressive=progressive)
-        assert np.array_equal(
-            native.pixels(path), np.asarray(Image.open(path).convert("RGB"))
-        )
+        assert np.array_equal(native.pixels(path), np.asarray(Image.open(path).convert("RGB")))
 
 
-def test_cmyk_jpeg_differs_by_rounding_only(
-    native: Native, tmp_path: Path, random: np.random.Generator
-) -> None:
+def test_cmyk_jpeg_differs_by_rounding_only(native: Native, tmp_path: Path, random: np.random.Generator) -> None:
     # Read by Go's decoder, whose inverse cosine transform rounds otherwise.
     path = tmp_path / "a.jpg"
     picture(random, 90, 61).convert("CMYK").save(path)
@@ -187,16 +169,12 @@ def test_cmyk_jpeg_differs_by_rounding_only(
     assert np.abs(native.pixels(path) - want).max() <= 1
 
 
-def test_a_photograph_is_equal_to_the_bit(
-    native: Native, model: Path, processor: Any, tmp_path: Path
-) -> None:
+def test_a_photograph_is_equal_to_the_bit(native: Native, model: Path, processor: Any, tmp_path: Path) -> None:
     # Smooth colours and hard edges at the size of a camera, through decoder, filter and patches.
     y, x = np.mgrid[0:1411, 0:1205]
     disc = (x - 600) ** 2 + (y - 700) ** 2 < 560**2
     vessels = np.abs(np.sin(x / 37 + np.cos(y / 90))) < 0.06
-    colour = (
-        np.stack([180 - y / 20, 90 + x / 30, 40 + (x + y) / 90], -1) * disc[..., None]
-    )
+    colour = np.stack([180 - y / 20, 90 + x / 30, 40 + (x + y) / 90], -1) * disc[..., None]
     colour[vessels & disc] *= 0.6
     path = tmp_path / "a.jpg"
     Image.fromarray(colour.astype(np.uint8)).save(path, quality=92)
@@ -215,9 +193,7 @@ def on_white(image: Image.Image) -> Pixels:
 
 
 @pytest.mark.parametrize("kind", ["png", "webp"])
-def test_transparent_parts_are_white(
-    native: Native, tmp_path: Path, random: np.random.Generator, kind: str
-) -> None:
+def test_transparent_parts_are_white(native: Native, tmp_path: Path, random: np.random.Generator, kind: str) -> None:
     path = tmp_path / f"a.{kind}"
     image = picture(random, 40, 31)
     image.putalpha(Image.fromarray(random.integers(0, 256, (31, 40), dtype=np.uint8)))
@@ -247,18 +223,14 @@ def test_exif_orientation_is_applied(
     exif = Image.Exif()
     exif[0x0112] = orientation
     image.save(path, exif=exif, **({"lossless": True} if kind == "webp" else {}))
-    want = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB")).astype(
-        int
-    )
+    want = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB")).astype(int)
     got = native.pixels(path)
     assert got.shape == want.shape
     assert np.array_equal(got, want)
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff", "bmp"])
-def test_a_truncated_file_is_refused(
-    native: Native, tmp_path: Path, random: np.random.Generator, kind: str
-) -> None:
+def test_a_truncated_file_is_refused(native: Native, tmp_path: Path, random: np.random.Generator, kind: str) -> None:
     path = tmp_path / f"a.{kind}"
     picture(random, 64, 48).save(path)
     data = path.read_bytes()

@@ -13,9 +13,7 @@ from test_native_images import picture, size
 from test_native_tokenizer import texts
 
 
-def conversation(
-    random: np.random.Generator, folder: Path, number: int
-) -> list[dict[str, Any]]:
+def conversation(random: np.random.Generator, folder: Path, number: int) -> list[dict[str, Any]]:
     """A random conversation of one to four turns with up to three images."""
     roles = ["system", "user", "assistant", "user"][int(random.integers(0, 2)) :]
     words = iter(t.replace("<|image_pad|>", "") for t in texts(random, 40))
@@ -45,12 +43,8 @@ def test_prompts_have_the_same_ids(
     widest = 0
     for number in range(120):
         messages = conversation(random, tmp_path, number)
-        text = processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
-        paths = [
-            part["image"] for m in messages for part in m["content"] if "image" in part
-        ]
+        text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        paths = [part["image"] for m in messages for part in m["content"] if "image" in part]
         images = [Image.open(p) for p in paths]
         want = processor(text=[text], images=images or None)["input_ids"][0]
         assert native.prompt(model, messages) == list(want), messages
@@ -75,9 +69,7 @@ def test_pads_in_the_text_are_refused(native: Native, model: Path) -> None:
         )
 
 
-def test_the_published_template_means_the_same(
-    native: Native, model: Path, processor: Any
-) -> None:
+def test_the_published_template_means_the_same(native: Native, model: Path, processor: Any) -> None:
     # What Qwen2.5-VL's documentation shows for one image and a question.
     messages = [
         {
@@ -88,9 +80,7 @@ def test_the_published_template_means_the_same(
             ],
         }
     ]
-    assert processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=False
-    ) == (
+    assert processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
         "<|vision_start|><|image_pad|><|vision_end|>Describe this image.<|im_end|>\n<|im_start|>assistant\n"
     )
