@@ -36,6 +36,9 @@ var (
 	ErrClosed = errors.New("engine is closed")
 	// ErrOtherModel is returned by Swap for weights of another architecture.
 	ErrOtherModel = errors.New("weights belong to another model config")
+	// ErrNotFinite is returned when a token's log-probability is no number: the
+	// weights are broken, or the training that made them has diverged.
+	ErrNotFinite = errors.New("the model's logits are not finite")
 	// errDigest is the answer to two images of different size with one digest.
 	errDigest = fmt.Errorf("%w: an image has the digest of another of a different size", ErrPrompt)
 )
@@ -168,7 +171,7 @@ func (e *Engine) Generate(ctx context.Context, request Request) (Result, error) 
 	case <-c.done:
 		return c.result, c.err
 	case <-ctx.Done():
-		if err := e.do(context.Background(), func() { c.dropped = true }); err != nil {
+		if err := e.do(context.Background(), func() { e.cancel(c) }); err != nil {
 			return Result{}, err
 		}
 		return Result{}, ctx.Err()

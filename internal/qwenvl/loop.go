@@ -14,6 +14,7 @@ type trace struct {
 	choice *Choice
 	finish Finish // set when it ended
 	newest bool   // the last step sampled a token
+	broken bool   // its log-probability is no number
 }
 
 // restart forgets keys and values, which belong to old weights; the response
@@ -100,6 +101,14 @@ func (e *Engine) endsOf(s *Sampling) []int32 {
 	return ends
 }
 
+// cancel marks a call whose caller has left; its choices count as aborted.
+func (e *Engine) cancel(c *call) {
+	if c.open > 0 && !c.dropped {
+		e.stats.aborted.Add(int64(c.request.Choices))
+	}
+	c.dropped = true
+}
+
 // dropCancelled forgets calls whose callers have left.
 func (e *Engine) dropCancelled() {
 	gone := func(c *call) bool { return c.dropped }
@@ -159,8 +168,13 @@ func (e *Engine) newTrace(c *call, index int) *trace {
 
 // settle hands out the tokens of a step and takes out the traces that ended.
 func (e *Engine) settle() {
-	kept := e.running[:0]
+	kept, failed := e.running[:0], false
 	for _, t := range e.running {
+		if t.broken {
+			t.call.err, failed = ErrNotFinite, true
+			kept = append(kept, t)
+			continue
+		}
 		if t.newest {
 			t.newest = false
 			t.choice.Finish = t.finish
@@ -177,6 +191,9 @@ func (e *Engine) settle() {
 	}
 	clear(e.running[len(kept):])
 	e.running = kept
+	if failed {
+		e.dropFailed()
+	}
 }
 
 // end records a finished trace and completes its call when it was the last.
@@ -202,7 +219,7 @@ func (e *Engine) release(t *trace) {
 	t.blocks = nil
 }
 
-// dropFailed takes out the traces of calls whose prompt could not be run.
+// dropFailed takes out the traces of calls that could not be run.
 func (e *Engine) dropFailed() {
 	failed := func(c *call) bool { return c.err != nil }
 	e.running = slices.DeleteFunc(e.running, func(t *trace) bool {

@@ -43,7 +43,10 @@ func (s *sampler) draw(logits []float32, options *Sampling, history history, u f
 				z[i] /= t
 			}
 		}
+		bound(z, options)
 		s.truncate(logits, options)
+	} else {
+		bound(z, options)
 	}
 	best := argmax(z)
 	top := z[best]
@@ -63,6 +66,18 @@ func (s *sampler) draw(logits []float32, options *Sampling, history history, u f
 		// H = -sum p log p = log Z - sum e^(z-top) (z-top) / Z: every term is
 		// finite and the result cannot fall below 0 by more than rounding.
 		entropy: float32(max(0, logTotal-weighted/total))}, logNorm
+}
+
+// bound brings logits that a bias or a small repetition penalty has lifted to
+// +Inf back to the largest number: the differences of two infinities, and with
+// them all probabilities, would be NaN.
+func bound(z []float32, options *Sampling) {
+	if len(options.Bias) == 0 && (options.RepetitionPenalty == 0 || options.RepetitionPenalty >= 1) {
+		return
+	}
+	for i, v := range z {
+		z[i] = min(v, math.MaxFloat32)
+	}
 }
 
 // sums returns sum(e) and sum(e * (z - top)) in float64, over four running sums

@@ -98,8 +98,8 @@ func (s *Sampling) Validate(vocabulary int) error {
 		if b.Token < 0 || int(b.Token) >= vocabulary {
 			bad("biased token %d is outside the vocabulary of %d", b.Token, vocabulary)
 		}
-		if math.IsNaN(float64(b.Add)) {
-			bad("bias of token %d is NaN", b.Token)
+		if v := float64(b.Add); math.IsNaN(v) || math.IsInf(v, 0) {
+			bad("bias of token %d is %v, want a finite number", b.Token, b.Add)
 		}
 	}
 	return errors.Join(problems...)

@@ -1,6 +1,9 @@
 package qwenvl
 
-import "crypto/sha256"
+import (
+	"crypto/sha256"
+	"math"
+)
 
 // stepWork is the work of one step, kept between steps so that a step of pure
 // decoding allocates nothing.
@@ -103,6 +106,10 @@ func (e *Engine) sample(s *sampler, t *trace, logits []float32) {
 	options := &t.call.request.Sampling
 	past := history{prompt: t.call.request.Prompt, response: t.tokens, ends: t.call.ends}
 	d, logNorm := s.draw(logits, options, past, uniform(t.seed, uint64(len(t.tokens))))
+	if math.IsNaN(float64(d.logProb)) {
+		t.broken = true
+		return
+	}
 	c := t.choice
 	if c.TopPerToken > 0 {
 		c.Top = s.top(c.Top, logits, c.TopPerToken, logNorm)

@@ -29,14 +29,20 @@ type imageStore struct {
 
 type storedImage struct {
 	image qwenvl.Image
-	uuids []uuidKey
+	uuids map[uuidKey]struct{} // what stands for it now
 }
+
+// bytes is what an image is charged with.
+func (i *storedImage) bytes() int { return 4 * len(i.image.Patches) }
 
 // uuidKey is a client's name of an image under one preprocessing.
 type uuidKey struct {
 	uuid                 string
 	minPixels, maxPixels int
 }
+
+// bytes is what a name is charged with: its text and its place in two maps.
+func (k uuidKey) bytes() int { return len(k.uuid) + 128 }
 
 func newImageStore(budget int) *imageStore {
 	return &imageStore{budget: budget, entries: map[[sha256.Size]byte]*list.Element{}, order: list.New(),
@@ -85,39 +91,54 @@ func (s *imageStore) touch(digest [sha256.Size]byte) (qwenvl.Image, bool) {
 	return element.Value.(*storedImage).image, true
 }
 
-// put stores an image and, if the key has a uuid, what that stands for.
+// put stores an image and, if the key has a uuid, what that stands for. An
+// image that is too large to keep takes its name's old meaning with it.
 func (s *imageStore) put(image qwenvl.Image, key uuidKey) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if key.uuid != "" {
+		s.forget(key)
+	}
 	element, ok := s.entries[image.Digest]
 	if !ok {
-		bytes := 4 * len(image.Patches)
-		if bytes > s.budget {
+		stored := &storedImage{image: image, uuids: map[uuidKey]struct{}{}}
+		if stored.bytes() > s.budget {
 			return
 		}
-		element = s.order.PushFront(&storedImage{image: image})
+		element = s.order.PushFront(stored)
 		s.entries[image.Digest] = element
-		s.used += bytes
-		for s.used > s.budget {
-			s.dropOldest()
-		}
+		s.used += stored.bytes()
 	}
-	if key.uuid != "" && s.uuids[key] != image.Digest {
+	if key.uuid != "" {
 		s.uuids[key] = image.Digest
-		stored := element.Value.(*storedImage)
-		stored.uuids = append(stored.uuids, key)
+		element.Value.(*storedImage).uuids[key] = struct{}{}
+		s.used += key.bytes()
+	}
+	for s.used > s.budget {
+		s.dropOldest()
 	}
 }
 
-func (s *imageStore) dropOldest() {
-	old := s.order.Remove(s.order.Back()).(*storedImage)
-	delete(s.entries, old.image.Digest)
-	for _, key := range old.uuids {
-		if s.uuids[key] == old.image.Digest {
-			delete(s.uuids, key)
-		}
+// forget takes a name back.
+func (s *imageStore) forget(key uuidKey) {
+	digest, ok := s.uuids[key]
+	if !ok {
+		return
 	}
-	s.used -= 4 * len(old.image.Patches)
+	delete(s.uuids, key)
+	delete(s.entries[digest].Value.(*storedImage).uuids, key)
+	s.used -= key.bytes()
+}
+
+// dropOldest drops the image that was not asked for the longest, with its names.
+func (s *imageStore) dropOldest() {
+	old := s.order.Back().Value.(*storedImage)
+	for key := range old.uuids {
+		s.forget(key)
+	}
+	s.order.Remove(s.order.Back())
+	delete(s.entries, old.image.Digest)
+	s.used -= old.bytes()
 }
 
 func (s *imageStore) counts() (queries, hits int64) {
