@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/uadt-train/uadt-train/internal/durable"
 )
 
 // Suffixes of checkpoint directories that are not checkpoints.
@@ -133,7 +135,7 @@ func replaceDir(from, to string) error {
 	if err := os.Rename(from, to); err != nil {
 		return err
 	}
-	if err := syncDir(filepath.Dir(to)); err != nil {
+	if err := durable.SyncDir(filepath.Dir(to)); err != nil {
 		return err
 	}
 	return os.RemoveAll(stale)
@@ -254,5 +256,5 @@ func (r *Run) removeAfter(folder, suffix string, step int) error {
 			problems = append(problems, os.RemoveAll(filepath.Join(dir, e.Name())))
 		}
 	}
-	return errors.Join(errors.Join(problems...), syncDir(dir))
+	return errors.Join(errors.Join(problems...), durable.SyncDir(dir))
 }

@@ -1,13 +1,14 @@
 package experiments
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/uadt-train/uadt-train/internal/durable"
 )
 
 // disk writes files so that a reader or a crash sees the old one or the new
@@ -18,40 +19,10 @@ type disk struct {
 	wrap func(io.Writer) io.Writer
 }
 
-// tempPrefix marks files that are being written; Open removes leftovers.
-const tempPrefix = ".writing-"
-
-// write replaces path by what fill writes: a temporary file in the same
-// directory, synced, renamed over path, and the directory synced. On failure
-// the old file stays and nothing is left behind.
+// write replaces path by what fill writes, durably. On failure the old file stays
+// and nothing is left behind.
 func (d disk) write(path string, fill func(io.Writer) error) error {
-	dir, name := filepath.Split(path)
-	temp, err := os.CreateTemp(dir, tempPrefix+name+"-*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	err = errors.Join(d.fill(temp, fill), temp.Close())
-	if err == nil {
-		err = os.Rename(temp.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, errors.Join(err, os.Remove(temp.Name())))
-	}
-	return syncDir(dir)
-}
-
-func (d disk) fill(temp *os.File, fill func(io.Writer) error) error {
-	out := bufio.NewWriterSize(d.through(temp), 1<<20)
-	if err := fill(out); err != nil {
-		return err
-	}
-	if err := out.Flush(); err != nil {
-		return err
-	}
-	if err := temp.Chmod(0o644); err != nil {
-		return err
-	}
-	return temp.Sync()
+	return durable.Write(path, func(w io.Writer) error { return fill(d.through(w)) })
 }
 
 // bytes replaces path by data.
@@ -67,18 +38,6 @@ func (d disk) through(w io.Writer) io.Writer {
 		return w
 	}
 	return d.wrap(w)
-}
-
-// syncDir makes renames and removals in dir durable.
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("sync directory: %w", err)
-	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("sync directory %s: %w", dir, err)
-	}
-	return nil
 }
 
 // sweep removes what a crash left half-written in dir.
@@ -98,5 +57,5 @@ func sweep(dir string) error {
 
 // isTemp says that name is of something that was never finished.
 func isTemp(name string) bool {
-	return strings.HasPrefix(name, tempPrefix) || strings.HasSuffix(name, partialSuffix) || strings.HasSuffix(name, staleSuffix)
+	return durable.Unfinished(name) || strings.HasSuffix(name, partialSuffix) || strings.HasSuffix(name, staleSuffix)
 }

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/uadt-train/uadt-train/internal/durable"
 )
 
 // recordVersion changes when the meaning of a field of record does.
@@ -133,6 +135,9 @@ func (r *Run) start() error {
 			return err
 		}
 		if err := os.MkdirAll(r.dir, 0o755); err != nil {
+			return fmt.Errorf("create run directory: %w", err)
+		}
+		if err := durable.SyncDir(filepath.Dir(r.dir)); err != nil { // or a crash may lose the whole run
 			return fmt.Errorf("create run directory: %w", err)
 		}
 	}

@@ -157,7 +157,7 @@ func TestOpenAfterAnEarlyDeath(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, "run.json")); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, tempPrefix+"run.json-1"), []byte("half"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, ".writing-run.json-1"), []byte("half"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if r := mustOpen(t, spec(dir, set("seed", "9"))); r.Resumed() {

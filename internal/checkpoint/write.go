@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"sort"
 
+	"github.com/uadt-train/uadt-train/internal/durable"
 	"github.com/uadt-train/uadt-train/internal/safetensors"
 )
 
@@ -71,7 +72,7 @@ func Write(dir string, c Contents) (digest string, err error) {
 	if err := os.Rename(temp, dir); err != nil {
 		return "", fmt.Errorf("checkpoint: %w", err)
 	}
-	return digest, syncDir(parent)
+	return digest, durable.SyncDir(parent)
 }
 
 // fill writes the files of c into the existing directory dir.
@@ -82,17 +83,17 @@ func fill(dir string, c Contents) (string, error) {
 	}
 	sort.Strings(names)
 	for _, name := range names {
-		if err := writeFile(filepath.Join(dir, name), c.Files[name]); err != nil {
-			return "", err
+		if err := durable.WriteBytes(filepath.Join(dir, name), c.Files[name]); err != nil {
+			return "", fmt.Errorf("checkpoint: %w", err)
 		}
 	}
 	if c.Tensors == nil {
-		return "", syncDir(dir)
+		return "", durable.SyncDir(dir)
 	}
 	if err := writeWeights(dir, c); err != nil {
 		return "", err
 	}
-	return Digest(c.Tensors), syncDir(dir)
+	return Digest(c.Tensors), durable.SyncDir(dir)
 }
 
 // writeWeights writes the tensors as one file, or as shards and their index.
@@ -124,8 +125,8 @@ func writeWeights(dir string, c Contents) error {
 		if err != nil {
 			return fmt.Errorf("checkpoint: encoding %s: %w", IndexFile, err)
 		}
-		if err := writeFile(filepath.Join(dir, IndexFile), append(text, '\n')); err != nil {
-			return err
+		if err := durable.WriteBytes(filepath.Join(dir, IndexFile), append(text, '\n')); err != nil {
+			return fmt.Errorf("checkpoint: %w", err)
 		}
 		kept[IndexFile] = true
 	}

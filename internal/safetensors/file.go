@@ -1,11 +1,12 @@
 package safetensors
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"os"
-	"path/filepath"
+
+	"github.com/uadt-train/uadt-train/internal/durable"
 )
 
 // ReadFile reads and checks the whole file at path. The tensors share one
@@ -41,45 +42,7 @@ func ReadHeader(path string) (h Header, err error) {
 }
 
 // WriteFile writes f to path so that a reader or a crash sees the old file or
-// the new one, never a part: a temporary file in the same directory, synced,
-// renamed over path, and the directory synced. Nothing is left behind on
-// failure.
+// the new one, never a part. Nothing is left behind on failure.
 func WriteFile(path string, f File) error {
-	dir := filepath.Dir(path)
-	temp, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	err = errors.Join(fill(temp, f), temp.Close())
-	if err == nil {
-		err = os.Rename(temp.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("writing %s: %w", path, err), os.Remove(temp.Name()))
-	}
-	return syncDir(dir)
-}
-
-// fill writes f to temp and makes it durable.
-func fill(temp *os.File, f File) error {
-	out := bufio.NewWriterSize(temp, 1<<20)
-	if err := WriteTo(out, f); err != nil {
-		return err
-	}
-	if err := out.Flush(); err != nil {
-		return err
-	}
-	if err := temp.Chmod(0o644); err != nil {
-		return err
-	}
-	return temp.Sync()
-}
-
-// syncDir makes a rename in dir durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return durable.Write(path, func(w io.Writer) error { return WriteTo(w, f) })
 }
