@@ -175,10 +175,10 @@ class Bench:
         packed, pixels = self.batch(policy, o)
         self.clear()
         ours_loss = self.step(policy, packed, pixels)
-        ours = {n: p.grad.clone() for n, p in self.model.named_parameters()}
+        ours = {n: p.grad.cpu() for n, p in self.model.named_parameters()}
         self.model.zero_grad(set_to_none=True)
         naive_loss = self.naive(o, pixels)
-        naive = {n: p.grad.clone() for n, p in self.model.named_parameters()}
+        naive = {n: p.grad.cpu() for n, p in self.model.named_parameters()}
         self.model.zero_grad(set_to_none=True)
         self.model.float()
         self.naive(o, Pixels(pixels.values.float(), pixels.grids))
@@ -249,7 +249,8 @@ def alike(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> dict[str, o
     """Compare two sets of gradients: the cosine of all, the worst of one tensor, the ratio of norms."""
     dot, xx, yy, worst = 0.0, 0.0, 0.0, (1.0, "")
     for name, x in a.items():
-        x, y = x.float().flatten(), b[name].float().flatten()  # noqa: PLW2901
+        y = b[name].float().flatten()
+        x = x.to(y.device).float().flatten()  # noqa: PLW2901
         d, u, v = float(x @ y), float(x @ x), float(y @ y)
         dot, xx, yy = dot + d, xx + u, yy + v
         if u * v > 0:

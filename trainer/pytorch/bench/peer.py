@@ -45,7 +45,7 @@ from transformers import (  # noqa: E402
     Qwen2VLVideoProcessor,
 )
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 import shape  # noqa: E402
 
 # name -> options. Liger patches the model's classes for the whole process, so every case has it.

@@ -29,9 +29,18 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """X [N, H, D] by the angles of cos and sin [N, 1, D], halves paired."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    """X [N, H, D] by the angles of cos and sin [N, 1, D], halves paired; the first half of sin is negated.
+
+    Swapping the halves by a flip compiles to plain indexing, where their concatenation makes a kernel
+    that reads both and masks one.
+    """
+    return x * cos + x.unflatten(-1, (2, -1)).flip(-2).flatten(-2) * sin
+
+
+def signed(sin: torch.Tensor) -> torch.Tensor:
+    """Negate the first half of the last axis, as rotate wants it."""
+    first, second = sin.chunk(2, dim=-1)
+    return torch.cat((-first, second), dim=-1)
 
 
 def text_layer(
@@ -42,7 +51,7 @@ def text_layer(
     eps: float,
     w: Weights,
 ) -> torch.Tensor:
-    """X [N, D] -> [N, D]; cos and sin are [N, 1, head]."""
+    """X [N, D] -> [N, D]; cos and signed sin are [N, 1, head]."""
     norm1, wq, bq, wk, bk, wv, bv, wo, norm2, gate, up, down = w
     cu_q, cu_k, index, max_q, max_k = plan
     head = cos.shape[-1]
@@ -64,7 +73,7 @@ def vision_block(
     eps: float,
     w: Weights,
 ) -> torch.Tensor:
-    """X [N, D] -> [N, D]; cos and sin are [N, 1, head] float32, segments are windows or images."""
+    """X [N, D] -> [N, D]; cos and signed sin are [N, 1, head] float32, segments are windows or images."""
     norm1, wqkv, bqkv, wo, bo, norm2, gate, gate_bias, up, up_bias, down, down_bias = w
     cu, longest = segments
     head = cos.shape[-1]
@@ -121,6 +130,7 @@ def run_text(
 ) -> torch.Tensor:
     """Run a Qwen2 or Qwen2.5-VL language model on embeddings [N, D]; positions are [3, 1, N] or [1, N]."""
     cos, sin = (_angles(text, t).unsqueeze(1) for t in text.rotary_emb(x[None], positions))
+    sin = signed(sin)
     segments = (plan.cu_q, plan.cu_k, plan.key_index, plan.max_q, plan.max_k)
     if stack.compiled:
         for t in (cos, sin, plan.cu_q, plan.cu_k, plan.key_index):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn.functional import linear
 
-from .layers import Stack, block_weights, rms_norm, vision_block
+from .layers import Stack, block_weights, rms_norm, signed, vision_block
 
 KEPT = 64  # layouts of image combinations that are kept
 THETA = 10000.0  # base of the tower's rotary angles
@@ -30,7 +30,7 @@ class Layout:
     order: torch.Tensor  # [M] int64: merged tokens, window after window
     back: torch.Tensor  # [M] int64: the inverse
     cos: torch.Tensor  # [N, 1, head] float32, in window order
-    sin: torch.Tensor
+    sin: torch.Tensor  # the first half negated
     windows: tuple[torch.Tensor, int]  # cumulative patches [W+1] int32 and the largest window
     images: tuple[torch.Tensor, int]  # the same of frames
 
@@ -107,7 +107,7 @@ def lay_out(grids: Sequence[Grid], merge: int, window: int, head: int, device: t
         order=torch.from_numpy(indices).to(device),
         back=torch.from_numpy(np.argsort(indices)).to(device),
         cos=turned.cos(),
-        sin=turned.sin(),
+        sin=signed(turned.sin()),
         windows=segments(windows),
         images=segments(frames),
     )
