@@ -22,3 +22,6 @@ if [ -z "${UADT_VLLM_URL:-}" ] || [ -z "${UADT_VLLM_WEIGHTS:-}" ]; then
 fi
 
 go test -tags vllm -count=1 -run 'Real' ./rollout/vllm
+
+export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+"$(.ci/python-env)" -m pytest -q -p no:cacheprovider tests/python/test_three_engines.py
