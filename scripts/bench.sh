@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prints the numbers of the goals that need no GPU, as JSON lines with name, value, unit, goal and machine.
 #
-#   scripts/bench.sh [LENGTHS]
+#   scripts/bench.sh [--only program|controller|bus|fleet|native]... [LENGTHS]
 #
 # LENGTHS is a file of response lengths for the controller, one integer a line, five lines a question, so that a
 # peer can be run on the same; without it 2,560 lengths are drawn from a lognormal distribution with mean 611.

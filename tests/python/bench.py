@@ -1,10 +1,11 @@
 """Every number of the goals that needs no GPU, as JSON lines; scripts/bench.sh says more.
 
-python tests/python/bench.py [LENGTHS]
+python tests/python/bench.py [--only PART]... [LENGTHS]
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -96,9 +97,10 @@ def fleet() -> Iterator[Row]:
     for name, value, unit in metrics(go_bench("./rollout/vllm", "Failover|FleetUse", "1x")):
         if unit in goals:
             yield f"{name}: {unit}", value, *goals[unit]
-        elif unit.startswith("%"):
-            goal = "at least 97" if "places" in unit else "at least 90"
-            yield f"{name}: {unit[1:]}", value, "%", goal
+        elif unit.startswith("%-of-"):
+            bound = unit.removeprefix("%-of-")
+            goal = {"places": "at least 97", "list-bound": "at least 90"}.get(bound, "beside it")
+            yield f"{name}: share of {bound}", value, "%", goal
 
 
 def native() -> Iterator[Row]:
@@ -172,12 +174,17 @@ def recipe_keys(recipe: Path) -> int:
 
 
 def main() -> None:
-    lengths = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else None
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("lengths", nargs="?", type=Path, help="response lengths for the controller, one a line")
+    parts = {"program": program, "controller": controller, "bus": bus, "fleet": fleet, "native": native}
+    parser.add_argument("--only", action="append", choices=parts, help="measure this part; may be given again")
+    options = parser.parse_args()
+    lengths = options.lengths.resolve() if options.lengths else None
     where = machine()
     failed = 0
-    for part in (program, lambda: controller(lengths), bus, fleet, native):
+    for part in options.only or parts:
         try:
-            for name, value, unit, goal in part():
+            for name, value, unit, goal in controller(lengths) if part == "controller" else parts[part]():
                 line = {"name": name, "value": round(value, 6), "unit": unit, "goal": goal, "machine": where}
                 sys.stdout.write(json.dumps(line) + "\n")
                 sys.stdout.flush()
