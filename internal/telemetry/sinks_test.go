@@ -54,6 +54,21 @@ func TestLogNamesEveryEvent(t *testing.T) {
 	}
 }
 
+func TestLogSaysALastingAlarmMoreAndMoreRarely(t *testing.T) {
+	var out bytes.Buffer
+	sink := NewLog(slog.New(slog.NewTextHandler(&out, nil)), true)
+	for n := range 150 {
+		sink.Emit(Alarm{Name: "zero_variance_share", Step: n})
+	}
+	if got := strings.Count(out.String(), "\n"); got != 3 {
+		t.Errorf("150 alarms gave %d lines, want those of the 1st, 10th and 100th", got)
+	}
+	sink.Emit(RunEnded{})
+	if !strings.Contains(out.String(), "alarm.zero_variance_share=150") {
+		t.Errorf("the end of the run does not count the alarms: %q", out.String())
+	}
+}
+
 // The records are read back by an own reader of the TFRecord layout, every
 // checksum verified; tests/python reads the same file with TensorBoard itself.
 func TestTensorBoardRecords(t *testing.T) {
