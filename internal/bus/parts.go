@@ -40,13 +40,8 @@ type Part struct {
 // parseManifest decodes strictly and checks that the sizes add up.
 func parseManifest(data []byte) (Manifest, error) {
 	var m Manifest
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&m); err != nil {
+	if err := DecodeStrict(data, &m); err != nil {
 		return Manifest{}, fmt.Errorf("%w: manifest: %w", ErrCorrupt, err)
-	}
-	if _, err := dec.Token(); err != io.EOF {
-		return Manifest{}, fmt.Errorf("%w: manifest: bytes after the JSON object", ErrCorrupt)
 	}
 	if m.Version != manifestVersion {
 		return Manifest{}, fmt.Errorf("%w: manifest version %d, this program reads %d", ErrCorrupt, m.Version, manifestVersion)
@@ -65,6 +60,20 @@ func parseManifest(data []byte) (Manifest, error) {
 		return Manifest{}, fmt.Errorf("%w: manifest: parts have %d bytes, the value %d", ErrCorrupt, sum, m.Bytes)
 	}
 	return m, nil
+}
+
+// DecodeStrict decodes JSON as every control message on the bus is read: one
+// value, no unknown keys, nothing after it.
+func DecodeStrict(data []byte, into any) error {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(into); err != nil {
+		return err
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return errors.New("bytes after the JSON value")
+	}
+	return nil
 }
 
 // putParts publishes the parts of m below subject and returns the manifest. A

@@ -49,6 +49,20 @@ func TestNames(t *testing.T) {
 	}
 }
 
+func TestDecodeStrict(t *testing.T) {
+	var into struct {
+		A int `json:"a"`
+	}
+	if err := DecodeStrict([]byte(" {\"a\": 3}\n"), &into); err != nil || into.A != 3 {
+		t.Fatalf("%+v, %v", into, err)
+	}
+	for _, bad := range []string{"", "{", `{"a":"x"}`, `{"b":1}`, `{"a":1}{"a":2}`, `{"a":1} ]`} {
+		if err := DecodeStrict([]byte(bad), &into); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+}
+
 func TestOpenChecksTheSum(t *testing.T) {
 	msg := envelope("s", Message{Schema: "x/1", Data: []byte("data")}, "")
 	if m, err := open("s", msg.Header, msg.Data); err != nil || m.Schema != "x/1" {

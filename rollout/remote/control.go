@@ -1,11 +1,9 @@
 package remote
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/uadt-train/uadt-train/internal/bus"
@@ -66,19 +64,6 @@ type reportMessage struct {
 	Stopping bool            `json:"stopping"` // the last report of this worker
 }
 
-// strict decodes one JSON value with no unknown keys and nothing after it.
-func strict(data []byte, into any) error {
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(into); err != nil {
-		return err
-	}
-	if _, err := dec.Token(); err != io.EOF {
-		return errors.New("bytes after the JSON value")
-	}
-	return nil
-}
-
 // encodeControl wraps a control message for the bus.
 func encodeControl(schema string, value any) (bus.Message, error) {
 	data, err := json.Marshal(value)
@@ -103,7 +88,7 @@ func decodeControl(schema string, m bus.Message, into any) error {
 	if head.Version != controlVersion {
 		return fmt.Errorf("%w: %s: version %d, this program reads %d", ErrControl, schema, head.Version, controlVersion)
 	}
-	if err := strict(m.Data, into); err != nil {
+	if err := bus.DecodeStrict(m.Data, into); err != nil {
 		return fmt.Errorf("%w: %s: %w", ErrControl, schema, err)
 	}
 	return nil

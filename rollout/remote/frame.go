@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/uadt-train/uadt-train/internal/bus"
 	"github.com/uadt-train/uadt-train/internal/safetensors"
 	"github.com/uadt-train/uadt-train/rollout"
 )
@@ -155,10 +156,10 @@ func parseMetadata(m map[string]string) (g rollout.Group, err error) {
 	if g.Seed, err = strconv.ParseInt(seed, 10, 64); err != nil {
 		return g, fmt.Errorf("metadata seed %q: %w", seed, err)
 	}
-	if err := strict([]byte(sent), &g.PolicySent); err != nil {
+	if err := bus.DecodeStrict([]byte(sent), &g.PolicySent); err != nil {
 		return g, fmt.Errorf("metadata policy_sent %q: %w", sent, err)
 	}
-	if err := strict([]byte(received), &g.PolicyReceived); err != nil {
+	if err := bus.DecodeStrict([]byte(received), &g.PolicyReceived); err != nil {
 		return g, fmt.Errorf("metadata policy_received %q: %w", received, err)
 	}
 	if g.Started, err = time.Parse(time.RFC3339Nano, started); err != nil {
