@@ -30,7 +30,7 @@ class Encoder:
 
     def __init__(self, model: Path, fetch: Callable[[str], bytes]) -> None:
         self.model = model
-        self._processor = AutoProcessor.from_pretrained(model, local_files_only=True, use_fast=False)
+        self._processor = AutoProcessor.from_pretrained(model, local_files_only=True)
         self._fetch = fetch
 
     def encode(self, messages: list[Any], response: str) -> Encoded:

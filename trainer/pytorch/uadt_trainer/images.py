@@ -31,8 +31,15 @@ class ImageSource:
     """Prepares images for a model family. `fetch` returns the bytes of a digest."""
 
     def __init__(self, model: Path, family: str, fetch: Callable[[str], bytes], max_pixels: int = 0) -> None:
-        options = {"max_pixels": max_pixels} if max_pixels and family == QWEN else {}
-        self._processor = AutoImageProcessor.from_pretrained(model, use_fast=False, **options)
+        if family == QWEN:
+            # The rule that the coordinator's own decoder follows, to the bit.
+            options = {"max_pixels": max_pixels} if max_pixels else {}
+            self._processor = AutoImageProcessor.from_pretrained(model, backend="pil", **options)
+            self._options = {}
+        else:
+            # The family's processor cuts images into tiles; its image processor alone would not.
+            self._processor = AutoImageProcessor.from_pretrained(model)
+            self._options = {"crop_to_patches": True}
         self._family = family
         self._fetch = fetch
         self._cache: OrderedDict[str, _Prepared] = OrderedDict()
@@ -65,7 +72,7 @@ class ImageSource:
         except OSError as error:
             message = f"image {digest}: {error}"
             raise ImageError(message) from error
-        inputs = self._processor(images=[image], return_tensors="pt")
+        inputs = self._processor(images=[image], return_tensors="pt", **self._options)
         grid = None
         if "image_grid_thw" in inputs:
             t, h, w = (int(x) for x in inputs["image_grid_thw"][0])
