@@ -62,12 +62,13 @@ func (v *Values) Acquire(ctx context.Context, options LeaseOptions) (*Lease, err
 	defer cancel()
 	start := time.Now()
 	for {
+		asked := time.Now()
 		revision, holder, err := v.claim(ctx, options)
 		if err != nil {
 			return nil, err
 		}
 		if holder == "" {
-			return v.keep(options, revision), nil
+			return v.keep(options, revision, asked), nil
 		}
 		if err := pause(ctx, 100*time.Millisecond); err != nil {
 			if errors.Is(err, context.Canceled) {
@@ -141,8 +142,8 @@ func (v *Values) write(ctx context.Context, options LeaseOptions, last uint64) (
 	return v.swap(ctx, options.Key, data, last, jetstream.WithMsgTTL(options.TTL))
 }
 
-// keep starts the renewal of a claimed lease.
-func (v *Values) keep(options LeaseOptions, revision uint64) *Lease {
+// keep starts the renewal of a lease that was claimed after asked.
+func (v *Values) keep(options LeaseOptions, revision uint64, asked time.Time) *Lease {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &Lease{
 		values: v, options: options, revision: revision, incarnation: max(revision, options.Above+1),
@@ -150,16 +151,18 @@ func (v *Values) keep(options LeaseOptions, revision uint64) *Lease {
 	}
 	go func() {
 		defer close(l.done)
-		l.renew(ctx)
+		// The server counts from when it stored the claim, which is after asked: we
+		// give up before it does.
+		l.renew(ctx, asked.Add(options.TTL))
 	}()
 	return l
 }
 
-// renew writes the lease again and again until ctx ends or it is lost.
-func (l *Lease) renew(ctx context.Context) {
+// renew writes the lease again and again until ctx ends or it is lost. It expires
+// at until unless it is renewed.
+func (l *Lease) renew(ctx context.Context, until time.Time) {
 	ticker := time.NewTicker(l.options.TTL / 3)
 	defer ticker.Stop()
-	until := time.Now().Add(l.options.TTL)
 	for {
 		select {
 		case <-ticker.C:
