@@ -70,12 +70,13 @@ func foldTruth(text string) string {
 	return folded
 }
 
-// byText returns the letters of the options whose whole text is text.
+// byText returns the letters of the options whose whole text is text. A
+// question mark, which folding loses, makes it a question.
 func (s choiceSet) byText(text string) letters {
-	folded := foldTruth(text)
+	folded, asked := foldTruth(text), strings.Contains(text, "?")
 	var found letters
 	for i, f := range s.folded {
-		if f == folded && f != "" {
+		if f == folded && f != "" && (!asked || strings.Contains(s.choices[i].Text, "?")) {
 			found |= letterOf(s.choices[i].Letter)
 		}
 	}
@@ -126,14 +127,14 @@ func (s choiceSet) single(text string) (letters, Code) {
 	switch {
 	case !ok && negated(text):
 		return 0, CodeNegated
+	case ok && s.allowed.has(letter) && (rest == "" || s.matches(letter, rest)):
+		return letterOf(letter), "" // before the doubts: an option's own words may hold an "or"
 	case hedged(text):
 		return 0, CodeHedged
 	case !ok:
 		return 0, CodeNoLetter
 	case !s.allowed.has(letter):
 		return 0, CodeOutside
-	case rest == "", s.matches(letter, rest):
-		return letterOf(letter), ""
 	case negated(rest):
 		return 0, CodeNegated
 	case s.choices == nil:

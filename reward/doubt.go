@@ -6,9 +6,9 @@ import (
 )
 
 var (
-	negation = regexp.MustCompile(`(?i)(?:^|[\s,;(])(?:not|no|without|absence of|absent|neither|negative for|rule[sd]? out|exclude[sd]?|unlikely|denies)(?:$|[\s,;)])|n['’]t\s`)
+	negation = regexp.MustCompile(`(?i)(?:^|[\s,;(])(?:not|no|nor|never|cannot|without|absence of|lack of|free of|absent|neither|negative for|rule[sd]? out|exclude[sd]?|unlikely|denies)(?:$|[\s,;)])|n['’]t\s`)
 	hedge    = regexp.MustCompile(`(?i)(?:^|[\s,;(])(?:or|and/or|either|probabl[ey]|possibl[ey]|likely|maybe|perhaps|might|may be|could be|suspected|suspicion of|suspicious for|vs|versus|cannot (?:be )?exclude[d]?|differential)(?:$|[\s.,;:)])|\?`)
-	listing  = regexp.MustCompile(`(?i)[,;、/\n]|(?:^|\s)(?:and|as well as|plus)\s|[&+]|与|和|及`)
+	listing  = regexp.MustCompile(`(?i)[,;、/|·•>]|(?:^|\s)(?:\d{1,2}[.)]|and|as well as|plus)\s|[&+]|与|和|及`)
 )
 
 // chineseNegation and chineseHedge stand anywhere in a CJK answer, because

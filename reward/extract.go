@@ -44,5 +44,20 @@ func Compare(q rollout.Question, block string) Answer {
 	case rollout.SingleChoice, rollout.TrueFalse, rollout.MultipleChoice:
 		return compareChoice(q, text)
 	}
-	return compareOpen(builtinSynonyms(), q.Gold, text)
+	a := compareOpen(builtinSynonyms(), q.Gold, text)
+	if a.F1 > 0 && !a.Exact && itemLines(block) > 1 {
+		a.Reason, a.F1 = CodeListed, 0 // Normalise has joined the lines of a list
+	}
+	return a
+}
+
+// itemLines counts the lines that say something.
+func itemLines(block string) int {
+	n := 0
+	for line := range strings.Lines(block) {
+		if Normalise(line) != "" {
+			n++
+		}
+	}
+	return n
 }

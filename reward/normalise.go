@@ -42,17 +42,23 @@ var chineseChoose = regexp.MustCompile(`^(?:应该|应|故)?选择?\s*([A-Z])`)
 // NFKC (so that full-width letters and punctuation become plain), without
 // special tokens, markdown, TeX wrappers, lead-ins such as "the answer is",
 // quotes, enclosing brackets and closing punctuation, white space collapsed.
-// It keeps the case. It is idempotent and never longer than NFKC makes it.
+// It keeps the case. It is idempotent and never longer than NFKC makes it. What
+// mostRounds of unwrapping do not lay bare is no answer but a puzzle: "".
 func Normalise(text string) string {
 	text = norm.NFKC.String(strings.ToValidUTF8(text, ""))
-	for {
+	for range mostRounds {
 		next := normaliseOnce(text)
 		if next == text {
 			return text
 		}
 		text = next
 	}
+	return ""
 }
+
+// mostRounds bounds the time: each round reads the whole text, and a thousand
+// nested brackets need a thousand rounds.
+const mostRounds = 64
 
 // normaliseOnce only ever removes: every rule deletes bytes or leaves the text
 // alone (white space becomes one plain blank), and NFKC of a part of an NFKC
@@ -130,7 +136,7 @@ func unwrapBrackets(text string) string {
 
 // Fold brings a name into the form in which names are equal: normalised, lower
 // case, hyphens and slashes as blanks, apostrophes and other punctuation gone,
-// leading article dropped.
+// leading article dropped. A minus sign before a number stays: -2 is not 2.
 func Fold(text string) string {
 	var b strings.Builder
 	b.Grow(len(text))
@@ -141,8 +147,14 @@ func Fold(text string) string {
 			break
 		}
 	}
-	for _, r := range text {
+	for i, r := range text {
 		switch {
+		case r == '-' || r == '−':
+			if negativeSign(text[:i], text[i+utf8.RuneLen(r):]) {
+				b.WriteByte('-')
+			} else {
+				b.WriteByte(' ')
+			}
 		case r == '\'' || r == '’' || r == '`':
 		case unicode.IsLetter(r), unicode.IsDigit(r), unicode.Is(unicode.M, r), unicode.IsSymbol(r), r == '%':
 			b.WriteRune(r)
@@ -151,6 +163,14 @@ func Fold(text string) string {
 		}
 	}
 	return strings.Join(strings.Fields(b.String()), " ")
+}
+
+// negativeSign says whether a minus between before and after is that of a
+// number and no hyphen or range.
+func negativeSign(before, after string) bool {
+	digit, _ := utf8.DecodeRuneInString(strings.TrimPrefix(after, "."))
+	last, _ := utf8.DecodeLastRuneInString(before)
+	return unicode.IsDigit(digit) && (before == "" || unicode.IsSpace(last) || strings.ContainsRune("([=:,;", last))
 }
 
 // isCJK says whether r belongs to a script that is written without blanks.
