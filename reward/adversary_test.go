@@ -117,7 +117,11 @@ func TestFormsThatMayNotPay(t *testing.T) {
 // A text of any size and making is scored in a bounded number of steps; what
 // allocates is a step.
 func TestWorkIsBoundedByTheText(t *testing.T) {
-	for _, piece := range []string{"(", "[(", "- ", "# ", "so ", "the answer is ", "\\boxed{", "<|", "</s", "*_", "A. ", "A and ", "\"'", "e\u0301", "\ufdfa", "<answer>", "<think>", "\n"} {
+	pieces := []string{"so ", "(", "\\boxed{", "<|", "- ", "A. ", "[(", "# ", "the answer is ", "</s", "*_", "A and ", "\"'", "e\u0301", "\ufdfa", "<answer>", "<think>", "\n"}
+	if testing.Short() {
+		pieces = pieces[:5]
+	}
+	for _, piece := range pieces {
 		for _, q := range []rollout.Question{single, multiple, yesNo, openAMD} {
 			work := func(size int) float64 {
 				text := strings.Repeat(piece, size/len(piece))
