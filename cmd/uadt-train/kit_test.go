@@ -84,11 +84,10 @@ func (r result) expect(t *testing.T, code int, words ...string) {
 
 // laboratory is a model and data that all tests read and none writes.
 type laboratory struct {
-	once   sync.Once
-	dir    string
-	err    error
-	whole  sync.Once
-	digest string // of the unbroken run
+	once  sync.Once
+	dir   string
+	err   error
+	whole sync.Once
 }
 
 var shared laboratory
