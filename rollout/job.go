@@ -22,6 +22,12 @@ func (p Policy) String() string {
 	return fmt.Sprintf("%d.%d-%s", p.Incarnation, p.Version, digest)
 }
 
+// Older says that p comes before q: of a lower incarnation, or of the same and a
+// lower version. Policies that differ in the digest alone are in no order.
+func (p Policy) Older(q Policy) bool {
+	return p.Incarnation < q.Incarnation || p.Incarnation == q.Incarnation && p.Version < q.Version
+}
+
 // JobID identifies a job within a run. It holds only [A-Za-z0-9_-], so that it
 // is one token of a bus subject. It is the same after a resume.
 type JobID string

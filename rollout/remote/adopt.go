@@ -128,7 +128,7 @@ func (f *Fleet) Adopt(ctx context.Context, offer rollout.Offer) (rollout.Adopted
 func (f *Fleet) refuseOlder(offer rollout.Offer) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.offered != nil && older(offer.Policy, *f.offered) {
+	if f.offered != nil && offer.Policy.Older(*f.offered) {
 		return fmt.Errorf("offer of policy %s is older than %s, which was offered before", offer.Policy, *f.offered)
 	}
 	return nil
@@ -170,7 +170,7 @@ func (f *Fleet) drain(ctx context.Context, policy rollout.Policy) error {
 		f.mu.Lock()
 		changed, left := f.changed, 0
 		for _, entry := range f.flights {
-			if f.offered != nil && entry.policy == *f.offered && older(entry.policy, policy) {
+			if f.offered != nil && entry.policy == *f.offered && entry.policy.Older(policy) {
 				left++
 			}
 		}

@@ -114,8 +114,3 @@ func decodeJob(m bus.Message) (rollout.Job, error) {
 // maxTraces is the largest group: the seeds of one job are 1,024 apart from
 // those of the next.
 const maxTraces = 1024
-
-// older says whether policy a precedes b.
-func older(a, b rollout.Policy) bool {
-	return a.Incarnation < b.Incarnation || a.Incarnation == b.Incarnation && a.Version < b.Version
-}

@@ -193,7 +193,7 @@ func (f *Fleet) admit(ctx context.Context, job rollout.Job) (entry *flight, stor
 		}
 	}
 	defer f.mu.Unlock()
-	if f.offered != nil && older(job.Policy, *f.offered) {
+	if f.offered != nil && job.Policy.Older(*f.offered) {
 		return nil, false, &rollout.Dropped{Job: job.ID, Reason: rollout.ReasonStale,
 			Err: fmt.Errorf("policy %s was offered, job wants %s", *f.offered, job.Policy)}
 	}

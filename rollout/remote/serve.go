@@ -145,11 +145,11 @@ func (w *Worker) await(ctx context.Context, task *bus.Task, job rollout.Job) (co
 			return nil, ErrSuperseded
 		case !job.Deadline.IsZero() && time.Now().After(job.Deadline):
 			return nil, &rollout.Dropped{Job: job.ID, Reason: rollout.ReasonDeadline, Err: errors.New("deadline passed on the queue")}
-		case task.Incarnation > s.incarnation || s.live == nil || s.offer == nil || older(*s.live, job.Policy):
+		case task.Incarnation > s.incarnation || s.live == nil || s.offer == nil || s.live.Older(job.Policy):
 			// its time may come
 		case *s.live == job.Policy && s.offer.Policy == job.Policy:
 			return s.reign, nil
-		case older(job.Policy, s.offer.Policy) || *s.live != job.Policy:
+		case job.Policy.Older(s.offer.Policy) || *s.live != job.Policy:
 			return nil, &rollout.Dropped{Job: job.ID, Reason: rollout.ReasonStale,
 				Err: fmt.Errorf("policy %s is offered, job wants %s", s.offer.Policy, job.Policy)}
 		}

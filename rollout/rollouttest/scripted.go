@@ -194,7 +194,7 @@ func (s *Scripted) sample(ctx context.Context, job rollout.Job) (rollout.Group, 
 func (s *Scripted) admit(ctx context.Context, job rollout.Job) (server string, fault Fault, err error) {
 	err = s.wait(ctx, func() (bool, error) {
 		switch {
-		case s.live == nil || older(*s.live, job.Policy):
+		case s.live == nil || s.live.Older(job.Policy):
 			return false, nil
 		case *s.live != job.Policy:
 			return false, &rollout.Dropped{Job: job.ID, Reason: rollout.ReasonStale,
@@ -234,11 +234,6 @@ func (s *Scripted) charge(job rollout.JobID) bool {
 	return first.Times <= 0
 }
 
-// older says whether a precedes b.
-func older(a, b rollout.Policy) bool {
-	return a.Incarnation < b.Incarnation || a.Incarnation == b.Incarnation && a.Version < b.Version
-}
-
 // Commit implements rollout.Fleet.
 func (s *Scripted) Commit(ctx context.Context, jobs []rollout.JobID) error {
 	if err := ctx.Err(); err != nil {
@@ -256,7 +251,7 @@ func (s *Scripted) Commit(ctx context.Context, jobs []rollout.JobID) error {
 func (s *Scripted) Adopt(ctx context.Context, offer rollout.Offer) (rollout.Adopted, error) {
 	start := s.script.Now()
 	err := s.wait(ctx, func() (bool, error) {
-		if s.live != nil && older(offer.Policy, *s.live) {
+		if s.live != nil && offer.Policy.Older(*s.live) {
 			return false, fmt.Errorf("offer of policy %s is older than %s, which is live", offer.Policy, *s.live)
 		}
 		if s.adopting {
