@@ -1,0 +1,145 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// evalArgs evaluates the shared trained policy into out.
+func evalArgs(t *testing.T, l *laboratory, out string, more ...string) []string {
+	t.Helper()
+	trained := filepath.Join(lastCheckpoint(t, l.unbroken(t)), "policy")
+	return append([]string{
+		"eval", "--model", trained, "--data", l.path("data", "in_domain.json"), "--protocol", "micro", "--max-tokens", "32", "--out", out,
+	}, more...)
+}
+
+func readPredictionLines(t *testing.T, out string) []string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(out, "predictions.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Split(strings.TrimSuffix(string(data), "\n"), "\n")
+}
+
+func TestEvalResumesWithoutAskingAgain(t *testing.T) {
+	l := lab(t)
+	out := filepath.Join(t.TempDir(), "eval")
+	whole := invoke(t, evalArgs(t, l, out)...)
+	whole.expect(t, exitDone)
+	lines := readPredictionLines(t, out)
+	if len(lines) != 8 {
+		t.Fatalf("%d predictions of 8 records", len(lines))
+	}
+	before, err := os.ReadFile(filepath.Join(out, "summary.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As a crash leaves it: three records done, the fourth cut off in the middle.
+	marked := strings.Replace(lines[0], `"text":"`, `"text":"kept `, 1)
+	cut := strings.Join([]string{marked, lines[1], lines[2], lines[3][:len(lines[3])/2]}, "\n")
+	writeFile(t, filepath.Join(out, "predictions.jsonl"), []byte(cut))
+	resumed := invoke(t, evalArgs(t, l, out)...)
+	resumed.expect(t, exitDone, "3 of 8 records are answered already")
+	after := readPredictionLines(t, out)
+	if len(after) != 8 || after[0] != marked {
+		t.Errorf("%d predictions after the resume; the first was asked again: %v", len(after), after[0] != marked)
+	}
+	if got, err := os.ReadFile(filepath.Join(out, "summary.json")); err != nil || countOf(t, got) != countOf(t, before) {
+		t.Errorf("the resumed summary is of other records (%v)", err)
+	}
+	page, err := os.ReadFile(filepath.Join(out, "report.html"))
+	if err != nil || !bytes.Contains(page, []byte("Not for clinical use")) || bytes.Contains(page, []byte("http")) {
+		t.Errorf("the page is missing, unlabelled or reaches for the network (%v)", err)
+	}
+}
+
+// countOf reads the number of records of a summary.
+func countOf(t *testing.T, data []byte) int {
+	t.Helper()
+	var s struct {
+		Summary struct {
+			Records int `json:"records"`
+		} `json:"summary"`
+	}
+	if err := json.Unmarshal(data, &s); err != nil {
+		t.Fatal(err)
+	}
+	return s.Summary.Records
+}
+
+func TestEvalRefusesADirectoryOfOtherSettings(t *testing.T) {
+	l := lab(t)
+	out := filepath.Join(t.TempDir(), "eval")
+	invoke(t, evalArgs(t, l, out, "--limit", "2")...).expect(t, exitDone)
+	before := readPredictionLines(t, out)
+	invoke(t, evalArgs(t, l, out, "--limit", "3")...).expect(t, exitUsage, "other settings")
+	if after := readPredictionLines(t, out); strings.Join(after, "\n") != strings.Join(before, "\n") {
+		t.Error("a refused evaluation changed the predictions")
+	}
+}
+
+func TestEvalSamplesForPassAtK(t *testing.T) {
+	l := lab(t)
+	out := filepath.Join(t.TempDir(), "eval")
+	r := invoke(t, evalArgs(t, l, out, "--samples", "3", "--temperature", "1", "--train", l.path("data", "train.json"), "--json")...)
+	r.expect(t, exitDone)
+	var s struct {
+		Summary struct {
+			Overall struct {
+				Responses int              `json:"responses"`
+				Passes    []map[string]any `json:"pass_at_k"`
+			} `json:"overall"`
+		} `json:"summary"`
+		Overlap overlap `json:"overlap_with_training"`
+	}
+	if err := json.Unmarshal([]byte(r.stdout), &s); err != nil {
+		t.Fatalf("%v in %s", err, r.stdout)
+	}
+	if s.Summary.Overall.Responses != 24 || len(s.Summary.Overall.Passes) == 0 {
+		t.Errorf("summary = %+v", s.Summary)
+	}
+	if s.Overlap.Images != 8 || s.Overlap.Exact != 0 {
+		t.Errorf("overlap = %+v, want 8 images and none of the training set", s.Overlap)
+	}
+}
+
+func TestEvalFindsTrainingImages(t *testing.T) {
+	l := lab(t)
+	out := filepath.Join(t.TempDir(), "eval")
+	r := invoke(t, evalArgs(t, l, out, "--train", l.path("data", "in_domain.json"))...)
+	r.expect(t, exitDone)
+	if !strings.Contains(r.stdout, "of 8 images, 8 are training images") {
+		t.Errorf("the overlap with itself is not said:\n%s", r.stdout)
+	}
+}
+
+func TestEvalWithoutImages(t *testing.T) {
+	l := lab(t)
+	with, without := filepath.Join(t.TempDir(), "with"), filepath.Join(t.TempDir(), "without")
+	invoke(t, evalArgs(t, l, with)...).expect(t, exitDone)
+	invoke(t, evalArgs(t, l, without, "--without-images")...).expect(t, exitDone)
+	texts := map[string]bool{}
+	for _, line := range readPredictionLines(t, without) {
+		var p prediction
+		if err := json.Unmarshal([]byte(line), &p); err != nil {
+			t.Fatal(err)
+		}
+		texts[p.Text] = true
+	}
+	// All questions are the same but for their images, and answers are greedy.
+	if len(texts) > len(readPredictionLines(t, with))/2 {
+		t.Errorf("%d different answers to one question without images", len(texts))
+	}
+}
+
+func TestEvalSaysWhatIsWrongWithItsFlags(t *testing.T) {
+	r := invoke(t, "eval", "--protocol", "mine", "--samples", "0")
+	r.expect(t, exitUsage, "--protocol mine", "--model or --servers", "--data", "--samples 0")
+	invoke(t, "eval", "--model", "m", "--data", "d", "--samples", "2").expect(t, exitUsage, "greedy answers are all the same")
+}
