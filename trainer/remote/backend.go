@@ -90,7 +90,7 @@ func (t *Trainer) beginBody(s trainer.Stage) (beginBody, error) {
 	if s.Model == "" && s.Resume == "" {
 		errs = append(errs, errors.New("neither a model nor a resume point is given"))
 	}
-	return beginBody{Stage: m, MaxPixels: t.options.MaxPixels, Checkpointing: t.options.Checkpointing}, errors.Join(errs...)
+	return beginBody{Stage: m, MaxPixels: t.options.MaxPixels, Checkpointing: !t.options.KeepActivations}, errors.Join(errs...)
 }
 
 func or(value, fallback float64) float64 {

@@ -26,9 +26,9 @@ type Options struct {
 	// MaxPixels is the pixel budget of an image; 0 (default) is that of the
 	// checkpoint.
 	MaxPixels int
-	// Checkpointing computes activations again in the backward pass, for less
-	// memory. Default false.
-	Checkpointing bool
+	// KeepActivations holds on a GPU what the backward pass needs instead of
+	// computing it again: faster, with several times the memory. Default false.
+	KeepActivations bool
 	// Start is how long a full set may take to be there. Default 3 minutes.
 	Start time.Duration
 	// Silence is after how long without a heartbeat (there are two a second) a

@@ -183,6 +183,8 @@ class Server:
 
     def _begin(self, engine: Engine, body: Fields) -> Answer:
         stage, how = commands.read_stage(body)
+        # On a CPU memory is not what runs out.
+        how["checkpointing"] = how["checkpointing"] and engine.options.device.type == "cuda"
         engine.options = replace(engine.options, **how)
         engine.begin(stage)
         return {}, {}
