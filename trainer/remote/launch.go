@@ -50,7 +50,7 @@ func (l Launch) prepare() (Launch, error) {
 	var errs []error
 	for name, value := range map[string]string{"Python": l.Python, "Bus": l.Bus, "Work": l.Work, "Logs": l.Logs} {
 		if value == "" {
-			errs = append(errs, fmt.Errorf("Launch.%s is missing", name))
+			errs = append(errs, fmt.Errorf("option %s of Launch is missing", name))
 		}
 	}
 	if l.Device == "" {

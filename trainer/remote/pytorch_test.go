@@ -31,7 +31,7 @@ func python(t *testing.T) string {
 func TestConformancePyTorch(t *testing.T) {
 	for _, ranks := range []int{1, 2} {
 		t.Run(fmt.Sprintf("%d ranks", ranks), func(t *testing.T) {
-			k := newKit(t, "conformance")
+			k := newModelKit(t, "conformance")
 			launch := k.launch(t, python(t))
 			set, err := launch.start(k.run, ranks)
 			if err != nil {
@@ -63,7 +63,7 @@ func TestConformancePyTorch(t *testing.T) {
 // TestLaunchPyTorch starts ranks as a local run does, loses them, and goes on
 // with others from the checkpoint.
 func TestLaunchPyTorch(t *testing.T) {
-	k := newKit(t, "launch")
+	k := newModelKit(t, "launch")
 	launch := k.launch(t, python(t))
 	made, err := New(t.Context(), Options{Conn: k.conn, Scope: bus.Scope{Run: k.run, Incarnation: 1}, Launch: &launch})
 	if err != nil {

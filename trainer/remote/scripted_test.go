@@ -20,7 +20,6 @@ import (
 type scriptedRank struct {
 	t     *testing.T
 	model *trainertest.Scripted
-	saved trainer.Pending
 	batch map[int]trainer.Batch
 }
 
