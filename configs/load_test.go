@@ -98,6 +98,7 @@ func TestBadValues(t *testing.T) {
 		{"filtered", "rollout:\n  top_p: 0.9\n", "rollout.allow_filtered"},
 		{"clip_low", "grpo:\n  clip_low: 1.5\n", "grpo.clip_low: 1.5 is outside [0, 1]"},
 		{"k1 in loss", "grpo:\n  kl: k1\n  kl_coef: 0.1\n", "k1 is refused in the loss"},
+		{"informative with KL", "grpo:\n  kl: k3\n  kl_coef: 0.1\n  denominator: informative\n", "grpo.denominator: informative is refused"},
 		{"gspo", "grpo:\n  loss: gspo\n", "want seq_mean_token_mean"},
 		{"section as value", "rollout: 4\n", "rollout is a section"},
 		{"twice", "name: again\n", "name is set twice, first at line 2"},

@@ -147,6 +147,10 @@ func (c Config) validateGRPO(found *check) {
 	found.require(g.UpdatesPerRollout <= c.Rollout.QuestionsPerStep, "grpo.updates_per_rollout", "%d is more than rollout.questions_per_step, %d", g.UpdatesPerRollout, c.Rollout.QuestionsPerStep)
 	found.oneOf("grpo.truncated", g.Truncated, "keep", "mask")
 	found.oneOf("grpo.denominator", g.Denominator, "all", "informative")
+	// KL and entropy terms have a gradient in every group; a denominator that
+	// counts only some of them would scale those terms up.
+	every := g.KL != "off" && g.KLIn == "loss" || g.EntropyBonus > 0
+	found.require(g.Denominator != "informative" || !every, "grpo.denominator", "informative is refused with a KL term in the loss or an entropy bonus, which act on every group")
 	found.oneOf("grpo.correction", g.Correction, "off", "token", "sequence")
 	found.between("grpo.entropy_bonus", g.EntropyBonus, 0, 100)
 	found.between("grpo.entropy_quantile", g.EntropyQuantile, 0, 1)

@@ -73,6 +73,8 @@ func newWorker(s workerSetup, undo *closers) (*remote.Worker, error) {
 	return remote.NewWorker(remote.WorkerOptions{
 		TakeOver: s.embedded, Conn: s.conn, Run: s.config.Name, ID: s.id, Fleet: fleet, Servers: s.servers,
 		Slots: s.config.Rollout.Concurrency * len(s.servers), LeaseTTL: ttl, Log: s.log,
+		// The fleet marks no progress inside a request; the job's own deadline ends it.
+		Stall: s.config.Rollout.Timeout,
 	})
 }
 

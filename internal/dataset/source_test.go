@@ -149,29 +149,6 @@ func TestSourceSkipsWhatWentBadAndGivesUpWhenAllDid(t *testing.T) {
 	}
 }
 
-func TestConcat(t *testing.T) {
-	list := Concat(numbered{n: 2}, numbered{n: 0}, numbered{n: 3})
-	var ids []string
-	for i := range list.Len() {
-		q, err := list.Question(context.Background(), i)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ids = append(ids, q.ID)
-	}
-	if got := strings.Join(ids, " "); got != "0 1 0 1 2" {
-		t.Errorf("questions %q", got)
-	}
-	for _, i := range []int{-1, 5} {
-		if _, err := list.Question(context.Background(), i); err == nil {
-			t.Errorf("question %d exists", i)
-		}
-	}
-	if list.Digest() == Concat(numbered{n: 3}, numbered{n: 2}).Digest() {
-		t.Error("the digest does not depend on the lists")
-	}
-}
-
 func TestIndexFileIsUsedAndRenewed(t *testing.T) {
 	dir := t.TempDir()
 	record := func(n int) string {

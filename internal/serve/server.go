@@ -206,7 +206,3 @@ func (s *Server) Close() error {
 	s.engine.Close()
 	return err
 }
-
-// Engine gives access to the engine, for those who embed the server and need no
-// HTTP.
-func (s *Server) Engine() *qwenvl.Engine { return s.engine }

@@ -68,7 +68,7 @@ func (f *Fleet) Adopt(ctx context.Context, offer rollout.Offer) (rollout.Adopted
 // it is the first of this fleet.
 func (f *Fleet) announce(offer rollout.Offer) (first bool, err error) {
 	f.update(func() {
-		if f.offer != nil && older(offer.Policy, f.offer.Policy) {
+		if f.offer != nil && offer.Policy.Older(f.offer.Policy) {
 			err = fmt.Errorf("offer of policy %s is older than %s, the last one", offer.Policy, f.offer.Policy)
 			return
 		}

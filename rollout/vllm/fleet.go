@@ -140,11 +140,6 @@ func (f *Fleet) await(ctx context.Context, look func(now time.Time) verdict) err
 	}
 }
 
-// older says whether a precedes b.
-func older(a, b rollout.Policy) bool {
-	return a.Incarnation < b.Incarnation || a.Incarnation == b.Incarnation && a.Version < b.Version
-}
-
 // describe lists the states of all servers for an error message. It must be
 // called under the lock.
 func (f *Fleet) describe() string {

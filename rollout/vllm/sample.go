@@ -88,7 +88,7 @@ func (f *Fleet) sample(ctx context.Context, job rollout.Job) (rollout.Group, err
 func (f *Fleet) register(ctx context.Context, job rollout.Job) error {
 	err := f.await(ctx, func(time.Time) verdict {
 		switch {
-		case f.offer == nil || older(f.offer.Policy, job.Policy):
+		case f.offer == nil || f.offer.Policy.Older(job.Policy):
 			return verdict{}
 		case f.offer.Policy != job.Policy:
 			return verdict{err: &rollout.Dropped{Job: job.ID, Reason: rollout.ReasonStale,
