@@ -68,6 +68,9 @@ func (l *Log) Append(ctx context.Context, key string, m Message) error {
 
 // Get reads the value of key, or fails with ErrNotFound.
 func (l *Log) Get(ctx context.Context, key string) (Message, error) {
+	if err := checkKey(key); err != nil {
+		return Message{}, err
+	}
 	ctx, cancel := l.conn.bounded(ctx, "")
 	defer cancel()
 	subject := l.scope.subject(l.kind, key)
@@ -103,8 +106,12 @@ func resolve(ctx context.Context, stream jetstream.Stream, subject string, heade
 	return m, err
 }
 
-// Purge deletes the value of key and its parts. No value is no error.
+// Purge deletes the value of key and its parts, and with them the values of all
+// keys below it. No value is no error.
 func (l *Log) Purge(ctx context.Context, key string) error {
+	if err := checkKey(key); err != nil { // a wildcard would purge what was not meant
+		return err
+	}
 	subject := l.scope.subject(l.kind, key)
 	if err := l.conn.purge(ctx, streams[l.kind], subject); err != nil {
 		return err

@@ -50,9 +50,41 @@ func (q *Queue) Put(ctx context.Context, key string, m Message) (fresh bool, err
 }
 
 // Remove takes the task of key out of the queue whether or not somebody works
-// on it. No task is no error.
+// on it. No task is no error. It deletes one message: a purge by subject would
+// make the server forget which tasks were returned, until their AckWait.
 func (q *Queue) Remove(ctx context.Context, key string) error {
-	return q.conn.purge(ctx, streams[Jobs], q.scope.subject(Jobs, key))
+	if err := CheckName(key); err != nil { // a wildcard would remove any
+		return err
+	}
+	ctx, cancel := q.conn.bounded(ctx, "")
+	defer cancel()
+	subject := q.scope.subject(Jobs, key)
+	for {
+		err := q.remove(ctx, subject)
+		if err == nil || errors.Is(err, jetstream.ErrMsgNotFound) {
+			return nil
+		}
+		if !errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) {
+			return fmt.Errorf("bus: removing %s: %w", subject, q.conn.named(ctx, err))
+		}
+		// Its taker was done with it just now, or the server refuses: look again.
+		if pauseErr := pause(ctx, 20*time.Millisecond); pauseErr != nil {
+			return fmt.Errorf("bus: removing %s: %w: %w", subject, pauseErr, err)
+		}
+	}
+}
+
+// remove deletes the message of subject once.
+func (q *Queue) remove(ctx context.Context, subject string) error {
+	stream, err := q.conn.js.Stream(ctx, streams[Jobs])
+	if err != nil {
+		return err
+	}
+	raw, err := stream.GetLastMsgForSubject(ctx, subject)
+	if err != nil {
+		return err
+	}
+	return stream.DeleteMsg(ctx, raw.Sequence)
 }
 
 // Next waits for a task until ctx ends. While the bus is away, or the
