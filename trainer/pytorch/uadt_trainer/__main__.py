@@ -85,6 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, lambda *_: stop.set())
     if a.watch_stdin:
+        # A terminal sends its interrupt to us too, but only whoever started us knows when the run is over.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=_watch, name="stdin", daemon=True).start()
     device = device_of(a.device)
     ranks, instance = join(a, device)
