@@ -84,7 +84,7 @@ func TestAnswersThatStillPay(t *testing.T) {
 		{treatment, "B"}, {treatment, "B. Laser or injection"}, {treatment, "Laser or injection"}, {treatment, "(B) laser or injection."},
 		{lens, "-2.00 D"}, {lens, "\u22122.00 D"}, {lens, "B. -2.00 D"}, {lens, "B: \u22122.00 D"}, {doubtful, "Any floaters?"}, {doubtful, "B. Any floaters?"},
 		{single, "𝐁"}, {single, "Ⓑ"}, {single, "⒝"}, {single, "\u2067B\u2069"[3:4]}, {single, "((((((((B))))))))"}, {single, "\\boxed{\\boxed{\\boxed{B}}}"},
-		{single, "The final answer is:\nB"}, {multiple, "A\nB"}, {multiple, "B, A, A, B"}, {multiple, "Glaucoma; age related macular degeneration"},
+		{single, "The final answer is:\nB"}, {single, "The answer is The answer is B.."}, {single, "So, thus the answer: the option is B"}, {multiple, "A\nB"}, {multiple, "B, A, A, B"}, {multiple, "Glaucoma; age related macular degeneration"},
 		{openAMD, "Final answer:\nAMD"}, {openAMD, "**Diagnosis:** AMD"}, {openAMD, "AMD\n"}, {openAMD, "age‑related macular degeneration"},
 		{rollout.Question{Kind: rollout.Open, Gold: "IOP 10-21 mmHg"}, "IOP 10–21 mmHg"}, {rollout.Question{Kind: rollout.Open, Gold: "type-2 diabetes"}, "type 2 diabetes"},
 	} {

@@ -75,7 +75,10 @@ func normaliseOnce(text string) string {
 	text = strings.TrimRight(text, ".。!,;:、 ")
 	text = unwrapBrackets(text)
 	for _, lead := range leadIns {
-		text = lead.ReplaceAllString(text, "")
+		// One a round: "answer" without "is" may only go when "answer is" did not fit.
+		if rest := lead.ReplaceAllString(text, ""); rest != text {
+			return rest
+		}
 	}
 	return chineseChoose.ReplaceAllString(text, "$1")
 }
