@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -86,96 +87,112 @@ func TestLogAgainstAMap(t *testing.T) {
 	})
 }
 
+// queueModel is what a queue should hold: tasks that wait, and those in hands.
+type queueModel struct {
+	r       *rapid.T
+	ctx     context.Context
+	queues  [2]*bus.Queue // of two connections
+	e       uint64        // the schedule's own incarnation
+	waiting map[string]bool
+	taken   map[string]*bus.Task
+	release []func()
+}
+
+// queue is that of either connection.
+func (m *queueModel) queue() *bus.Queue {
+	return m.queues[rapid.IntRange(0, 1).Draw(m.r, "connection")]
+}
+
+// hands lists the keys of the tasks in hands.
+func (m *queueModel) hands() []string { return slices.Sorted(maps.Keys(m.taken)) }
+
+func (m *queueModel) put(key string) {
+	fresh, err := m.queue().Put(m.ctx, key, message(key))
+	if err != nil || fresh == (m.waiting[key] || m.taken[key] != nil) {
+		m.r.Fatalf("putting %s: fresh %v, %v; waiting %v, taken %v", key, fresh, err, m.waiting[key], m.taken[key] != nil)
+	}
+	if fresh {
+		m.waiting[key] = true
+	}
+}
+
+func (m *queueModel) take() {
+	task, err := m.queue().Next(m.ctx)
+	if err != nil {
+		m.r.Fatal(err)
+	}
+	if !m.waiting[task.Key] || m.taken[task.Key] != nil || task.Incarnation != m.e || string(task.Message.Data) != task.Key {
+		m.r.Fatalf("given %s of %d with %q; waiting %v, taken %v", task.Key, task.Incarnation, task.Message.Data, m.waiting, m.hands())
+	}
+	delete(m.waiting, task.Key)
+	m.taken[task.Key] = task
+	_, release := task.Hold(patience)
+	m.release = append(m.release, release)
+}
+
+func (m *queueModel) remove(key string) {
+	if err := m.queue().Remove(m.ctx, key); err != nil {
+		m.r.Fatal(err)
+	}
+	delete(m.waiting, key)
+	delete(m.taken, key) // its taker may go on, for nobody
+}
+
+// settle finishes a task or gives it back.
+func (m *queueModel) settle(key string, done bool) {
+	task := m.taken[key]
+	delete(m.taken, key)
+	err := error(nil)
+	if done {
+		err = task.Done(m.ctx)
+	} else {
+		err = task.Return(0)
+		m.waiting[key] = true
+	}
+	if err != nil {
+		m.r.Fatal(err)
+	}
+}
+
 // A queue is a set of tasks, each in at most one pair of hands: under any
-// schedule of putting, taking, finishing, returning, dropping and removing, no
-// task is lost, doubled or given to two takers.
+// schedule of putting, taking, finishing, returning and removing, no task is
+// lost, doubled or given to two takers.
 func TestQueueAgainstASet(t *testing.T) {
 	noLeaks(t)
 	server, first := start(t, bus.Limits{})
-	conns := []*bus.Conn{first, connectTo(t, server, "")}
-	ctx := patient(t)
-	serial := 0
+	second, ctx, e := connectTo(t, server, ""), patient(t), uint64(0)
 	rapid.Check(t, func(r *rapid.T) {
-		serial++
-		if _, err := first.PurgeOlder(ctx, scope(uint64(serial))); err != nil { // a failed schedule leaves tasks
+		e++
+		if _, err := first.PurgeOlder(ctx, scope(e)); err != nil { // a failed schedule leaves tasks
 			r.Fatal(err)
 		}
-		waiting, taken := map[string]bool{}, map[string]*bus.Task{}
-		var releases []func()
+		m := &queueModel{r: r, ctx: ctx, queues: [2]*bus.Queue{first.Queue(scope(e)), second.Queue(scope(e))}, e: e,
+			waiting: map[string]bool{}, taken: map[string]*bus.Task{}}
 		defer func() {
-			for _, release := range releases {
+			for _, release := range m.release {
 				release()
 			}
 		}()
-		queue := func() *bus.Queue {
-			return conns[rapid.IntRange(0, 1).Draw(r, "connection")].Queue(scope(uint64(serial)))
-		}
-		keys := func(set map[string]*bus.Task) []string {
-			var all []string
-			for key := range set {
-				all = append(all, key)
-			}
-			slices.Sort(all)
-			return all
-		}
-		take := func() {
-			task, err := queue().Next(ctx)
-			if err != nil {
-				r.Fatal(err)
-			}
-			if !waiting[task.Key] || taken[task.Key] != nil || task.Incarnation != uint64(serial) || string(task.Message.Data) != task.Key {
-				r.Fatalf("given %s of %d with %q; waiting %v, taken %v", task.Key, task.Incarnation, task.Message.Data, waiting, keys(taken))
-			}
-			delete(waiting, task.Key)
-			taken[task.Key] = task
-			_, release := task.Hold(patience)
-			releases = append(releases, release)
-		}
 		for range rapid.IntRange(1, 25).Draw(r, "operations") {
 			key := rapid.SampledFrom([]string{"a", "b", "c", "d", "e"}).Draw(r, "key")
 			switch op := rapid.IntRange(0, 9).Draw(r, "operation"); {
 			case op < 4:
-				fresh, err := queue().Put(ctx, key, message(key))
-				if err != nil || fresh == (waiting[key] || taken[key] != nil) {
-					r.Fatalf("putting %s: fresh %v, %v; waiting %v, taken %v", key, fresh, err, waiting[key], taken[key] != nil)
-				}
-				if fresh {
-					waiting[key] = true
-				}
-			case op < 7 && len(waiting) > 0:
-				take()
+				m.put(key)
+			case op < 7 && len(m.waiting) > 0:
+				m.take()
 			case op == 7:
-				if err := queue().Remove(ctx, key); err != nil {
-					r.Fatal(err)
-				}
-				delete(waiting, key)
-				delete(taken, key) // its taker may go on, for nobody
-			case len(taken) > 0:
-				key = rapid.SampledFrom(keys(taken)).Draw(r, "taken")
-				task := taken[key]
-				delete(taken, key)
-				if rapid.Bool().Draw(r, "done") {
-					if err := task.Done(ctx); err != nil {
-						r.Fatal(err)
-					}
-					continue
-				}
-				if err := task.Return(0); err != nil {
-					r.Fatal(err)
-				}
-				waiting[key] = true
+				m.remove(key)
+			case len(m.taken) > 0:
+				m.settle(rapid.SampledFrom(m.hands()).Draw(r, "taken"), rapid.Bool().Draw(r, "done"))
 			}
 		}
-		for len(waiting) > 0 {
-			take()
+		for len(m.waiting) > 0 {
+			m.take()
 		}
-		for _, key := range keys(taken) {
-			if err := taken[key].Done(ctx); err != nil {
-				r.Fatal(err)
-			}
+		for _, key := range m.hands() {
+			m.settle(key, true)
 		}
-		depth, err := first.Depth(ctx, scope(uint64(serial)), bus.Jobs)
-		if err != nil || depth.Messages != 0 {
+		if depth, err := first.Depth(ctx, scope(e), bus.Jobs); err != nil || depth.Messages != 0 {
 			r.Fatalf("%d tasks left in the queue, %v", depth.Messages, err)
 		}
 	})
