@@ -94,7 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
     seed = a.credentials.read_text().strip() if a.credentials else ""
     engine = EngineOptions(device, getattr(torch, dtype), a.work.resolve(), fetch=_nothing)
     server = Server(BusOptions(a.bus, a.run, ranks.rank, seed, inbox(seed)), engine, ranks, instance)
-    logging.info("rank %d of %d, instance %s, %s, %s", ranks.rank, ranks.world, instance, device, dtype)
+    where = (os.getpid(), instance, device, dtype)
+    logging.info("rank %d of %d, process %d, instance %s, %s, %s", ranks.rank, ranks.world, *where)
     server.run(connect=30.0, stop=stop)
     if ranks.world > 1:
         dist.destroy_process_group()
