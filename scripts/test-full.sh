@@ -38,7 +38,7 @@ if [ ! -e "$out/kills" ]; then
   length=$(python3 tests/python/full_report.py --seconds "$out/c1-1")
   struck=
   for ((kill = 1; kill <= kills; kill++)); do
-    life=$(awk -v l="$length" -v k="$kills" -v r="$RANDOM" 'BEGIN { printf "%.2f", 0.3 + l / (k + 1) * r / 32768 }')
+    life=$(awk -v l="$length" -v k="$kills" -v r="$RANDOM" 'BEGIN { printf "%.2f", 0.3 + l / (k + 1) * (0.5 + r / 65536) }')
     "$program" --config "$recipe" --runs-dir "$out" --run killed-1 --seed 1 --set uadt.rule=c1 "${settings[@]}" \
       >/dev/null 2>>"$out/killed-1.log" &
     pid=$!
