@@ -8,7 +8,6 @@ import (
 	"github.com/uadt-train/uadt-train/internal/bus"
 	"github.com/uadt-train/uadt-train/internal/coordinator"
 	"github.com/uadt-train/uadt-train/internal/encode"
-	"github.com/uadt-train/uadt-train/internal/qwenvl"
 	"github.com/uadt-train/uadt-train/internal/serve"
 	"github.com/uadt-train/uadt-train/internal/telemetry"
 	"github.com/uadt-train/uadt-train/internal/tokenizer"
@@ -30,11 +29,16 @@ type assembly struct {
 // assemble opens every part of the ring. failed delivers the end of a worker
 // that ends by itself.
 func (r *running) assemble(ctx context.Context, a assembly) (o coordinator.Options, failed <-chan error, err error) {
-	banned, err := bannedTokens(r.config.Model.Path)
+	model, err := readFamily(r.config.Model.Path)
 	if err != nil {
 		return o, nil, err
 	}
-	o = ringOptions(r.config, banned)
+	if err := model.check(r.config); err != nil {
+		return o, nil, err
+	}
+	// Image and video pads may never be sampled: every engine that reads the text
+	// again would take them for images.
+	o = ringOptions(r.config, model.pads)
 	o.Run, o.Incarnation, o.ModelDigest = r.config.Name, a.bus.incarnation, r.modelDigest
 	o.Parts.Store, o.Parts.Checkpoints = r.run, r.run
 	o.Parts.Logger, o.Parts.Now = r.log, r.m.Now
@@ -43,10 +47,10 @@ func (r *running) assemble(ctx context.Context, a assembly) (o coordinator.Optio
 	if err := r.openData(ctx, a.store, &o); err != nil {
 		return o, nil, err
 	}
-	if o.Parts.Encoder, err = encode.Open(r.config.Model.Path, r.config.Model.MaxPixels, a.images); err != nil {
+	if o.Parts.Backend, o.Parts.Keeper, err = r.openTrainer(ctx, a); err != nil {
 		return o, nil, err
 	}
-	if o.Parts.Backend, o.Parts.Keeper, err = r.openTrainer(ctx, a); err != nil {
+	if o.Parts.Encoder, err = r.openEncoder(model, o.Parts.Backend, a); err != nil {
 		return o, nil, err
 	}
 	if r.config.UADT.Span == uadt.SpanThink {
@@ -74,14 +78,13 @@ func (r *running) assemble(ctx context.Context, a assembly) (o coordinator.Optio
 	return o, failed, err
 }
 
-// bannedTokens lists the ids that a policy may never emit: image and video pads
-// would be taken for images by every engine that reads the text again.
-func bannedTokens(model string) ([]int32, error) {
-	config, err := qwenvl.LoadConfig(model)
-	if err != nil {
-		return nil, err
+// openEncoder tokenises here what this program can, and in the trainer's process,
+// through the model's own processor, what it cannot.
+func (r *running) openEncoder(model family, backend trainer.Backend, a assembly) (trainer.Encoder, error) {
+	if encoder, ok := backend.(trainer.Encoder); ok && model.kind != nativeFamily {
+		return encoder, nil
 	}
-	return []int32{int32(config.ImageToken), int32(config.VideoToken)}, nil
+	return encode.Open(r.config.Model.Path, r.config.Model.MaxPixels, a.images)
 }
 
 func (r *running) openScorer() (reward.Scorer, error) {

@@ -125,7 +125,7 @@ func checkModel(c configs.Config) finding {
 	if err := json.Unmarshal(model.Config(), &meta); err != nil {
 		return check("model", "", fmt.Errorf("%s: config.json: %w", c.Model.Path, err))
 	}
-	if meta.ModelType == "qwen2_5_vl" {
+	if meta.ModelType == nativeFamily {
 		if _, err := tokenizer.Open(c.Model.Path); err != nil {
 			return check("model", "", err)
 		}
