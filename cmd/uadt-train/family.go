@@ -41,7 +41,7 @@ func readFamily(dir string) (family, error) {
 		}
 	}
 	if len(f.pads) == 0 {
-		return family{}, fmt.Errorf("%s: config.json names no image_token_id: not a vision-language model", dir)
+		return family{}, fmt.Errorf("%s: config.json is of a %s and names no image_token_id: not a vision-language model", dir, c.ModelType)
 	}
 	return f, nil
 }
