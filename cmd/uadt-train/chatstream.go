@@ -124,6 +124,7 @@ func serverMessage(text []byte) string {
 type answerPrinter struct {
 	out    *printer
 	buffer string // text that may still become a tag
+	broken bool   // whether the last thing printed ended its line
 }
 
 // tagLabels are what stands in place of the tags.
@@ -136,6 +137,9 @@ func (a *answerPrinter) text(piece string) {
 	a.buffer += piece
 	for {
 		at := strings.IndexByte(a.buffer, '<')
+		if a.buffer != "" && at != 0 {
+			a.broken = false
+		}
 		if at < 0 {
 			a.out.printf("%s", a.buffer)
 			a.buffer = ""
@@ -155,7 +159,7 @@ func (a *answerPrinter) replaceTag() bool {
 	for _, t := range tagLabels {
 		if rest, ok := strings.CutPrefix(a.buffer, t.tag); ok {
 			a.out.printf("%s", t.label)
-			a.buffer = rest
+			a.buffer, a.broken = rest, strings.HasSuffix(t.label, "\n")
 			return true
 		}
 		if strings.HasPrefix(t.tag, a.buffer) {
@@ -168,7 +172,10 @@ func (a *answerPrinter) replaceTag() bool {
 }
 
 func (a *answerPrinter) end() {
-	a.out.printf("%s\n", a.buffer)
+	a.out.printf("%s", a.buffer)
+	if a.buffer != "" || !a.broken {
+		a.out.printf("\n")
+	}
 	a.buffer = ""
 }
 

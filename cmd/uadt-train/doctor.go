@@ -67,7 +67,7 @@ func (m *Main) report(findings []finding, asJSON bool) error {
 			if !f.OK {
 				mark = "FAIL"
 			}
-			out.printf("%s  %-8s %s\n", mark, f.Check, f.Text)
+			out.printf("%s  %-12s %s\n", mark, f.Check, f.Text)
 		}
 		switch {
 		case f.OK:
