@@ -12,7 +12,8 @@ import (
 // some pairs do not compose. The ids must be the same, so newer marks and
 // composing characters are kept as they are, and nothing composes or moves
 // across them. (Found by comparing all code points, and all decompositions of
-// Unicode 17, with the reference; tests/python repeats it for every code point.)
+// Unicode 17, with the reference; tests/python repeats it for the code points,
+// in the empty planes for a sample.)
 
 // asIs holds the characters that the reference does not know how to compose or
 // to order.

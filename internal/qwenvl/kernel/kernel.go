@@ -1,5 +1,6 @@
 // Package kernel is the float32 arithmetic of the native engine: a matrix
-// product on weights packed in panels of 16 columns, the exponential and SiLU.
+// product on weights packed in panels of 16 columns, the exponential, softmax
+// and SiLU.
 //
 // Its one promise is that every output element is computed by the same
 // operations in the same order whatever else is computed beside it: element
