@@ -52,7 +52,7 @@ lint: ## gofmt, go vet, staticcheck, ruff
 fuzz: ## run every fuzz target for FUZZTIME each
 	scripts/fuzz.sh $(FUZZTIME)
 
-bench: build ## the numbers of docs/goals.md that need no GPU, as JSON lines
+bench: build ## the numbers of docs/measurements.md that need no GPU, as JSON lines
 	scripts/bench.sh
 
 bench-gpu: ## the GPU numbers, on a machine that has one, as JSON lines
