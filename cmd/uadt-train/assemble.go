@@ -105,12 +105,15 @@ func (r *running) openSinks(incarnation uint64) (telemetry.Sink, error) {
 		return nil, err
 	}
 	r.undo.add(board.Close)
-	sinks := []telemetry.Sink{telemetry.NewLog(r.log, !r.m.Terminal), board}
+	var sinks []telemetry.Sink
 	if r.m.Terminal {
+		// Before the log: the bars of a run that ended must be gone when it says so.
 		bars := telemetry.NewProgress(r.m.Stderr, r.m.Now)
 		r.undo.addVoid(bars.Close)
+		r.screen.to(bars)
 		sinks = append(sinks, bars)
 	}
+	sinks = append(sinks, telemetry.NewLog(r.log, !r.m.Terminal), board)
 	if address := r.config.Log.Prometheus; address != "" {
 		exporter := telemetry.NewPrometheus(r.config.Name)
 		if err := serveMetrics(address, exporter.Handler(), r.undo); err != nil {

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"io"
 	"log/slog"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -63,8 +65,30 @@ func (c *configFlags) load(m *Main) (configs.Loaded, error) {
 	return configs.Load(configs.Request{File: c.file, Set: c.set, Env: m.Env})
 }
 
+// relay is where a logger writes: stderr, or above the bars while they are drawn.
+type relay struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+// Write implements io.Writer.
+func (r *relay) Write(text []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.w.Write(text)
+}
+
+// to sends what is written from here on to w.
+func (r *relay) to(w io.Writer) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.w = w
+}
+
 // logger returns the structured logger on stderr that a recipe asks for.
-func (m *Main) logger(level, format string) *slog.Logger {
+func (m *Main) logger(level, format string) *slog.Logger { return newLogger(m.Stderr, level, format) }
+
+func newLogger(out io.Writer, level, format string) *slog.Logger {
 	options := &slog.HandlerOptions{Level: slog.LevelInfo}
 	switch level {
 	case "debug":
@@ -75,9 +99,9 @@ func (m *Main) logger(level, format string) *slog.Logger {
 		options.Level = slog.LevelError
 	}
 	if format == "json" {
-		return slog.New(slog.NewJSONHandler(m.Stderr, options))
+		return slog.New(slog.NewJSONHandler(out, options))
 	}
-	return slog.New(slog.NewTextHandler(m.Stderr, options))
+	return slog.New(slog.NewTextHandler(out, options))
 }
 
 // quiet returns log without the routine of parts that run inside this process,

@@ -80,7 +80,8 @@ func (m *Main) train(ctx, admit context.Context, t trainFlags) (err error) {
 	if err := refuseMissing(loaded.Config); err != nil {
 		return err
 	}
-	log := m.logger(loaded.Log.Level, loaded.Log.Format)
+	screen := &relay{w: m.Stderr}
+	log := newLogger(screen, loaded.Log.Level, loaded.Log.Format)
 	digest, err := modelDigest(loaded.Model.Path)
 	if err != nil {
 		return err
@@ -97,7 +98,7 @@ func (m *Main) train(ctx, admit context.Context, t trainFlags) (err error) {
 	undo.add(run.Close)
 	defer func() { err = errors.Join(err, undo.close()) }()
 	loaded.Name = filepath.Base(run.Dir())
-	r := &running{m: m, config: loaded.Config, run: run, log: log, started: m.Now(), modelDigest: digest, undo: &undo}
+	r := &running{m: m, config: loaded.Config, run: run, log: log, screen: screen, started: m.Now(), modelDigest: digest, undo: &undo}
 	result, err := r.execute(ctx, admit)
 	if err != nil {
 		return err
@@ -141,6 +142,7 @@ type running struct {
 	config      configs.Config
 	run         *experiments.Run
 	log         *slog.Logger
+	screen      *relay // where log writes
 	started     time.Time
 	modelDigest string
 	images      images // of the run, by digest

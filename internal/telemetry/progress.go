@@ -16,12 +16,14 @@ import (
 // with the time left, and the groups of the step that is being sampled.
 type Progress struct {
 	mu       sync.Mutex
+	out      io.Writer
 	pool     *mpb.Progress
 	steps    *mpb.Bar
 	rollouts *mpb.Bar
-	// note is read by the bars' own goroutine while Emit may wait for it, hence
-	// an atomic and not the lock.
-	note atomic.Pointer[string]
+	closed   bool // the bars are gone and the terminal is free
+	// note is the text beside the step bar of the stage. It is read by the bar's
+	// own goroutine while Emit may wait for it, hence an atomic and not the lock.
+	note *atomic.Pointer[string]
 	last time.Time
 	now  func() time.Time
 }
@@ -30,6 +32,7 @@ type Progress struct {
 // the time left is reckoned with.
 func NewProgress(out io.Writer, now func() time.Time) *Progress {
 	return &Progress{
+		out: out, note: &atomic.Pointer[string]{},
 		pool: mpb.New(mpb.WithOutput(out), mpb.WithWidth(40), mpb.WithAutoRefresh()),
 		now:  now,
 	}
@@ -52,34 +55,53 @@ func (p *Progress) Emit(e Event) {
 			p.last = now
 		}
 	case RunEnded:
-		p.end()
+		p.finish()
 	}
+}
+
+// Write prints text, whole lines of it, above the bars, or plainly when there
+// are none any more; for a logger that shares the terminal with them.
+func (p *Progress) Write(text []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return p.out.Write(text)
+	}
+	return p.pool.Write(text)
 }
 
 // Close removes the bars and waits until the terminal is ours again. It may be
 // called twice.
 func (p *Progress) Close() {
 	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.finish()
+}
+
+// finish draws the bars for the last time. It must be called under the lock.
+func (p *Progress) finish() {
 	p.end()
-	p.mu.Unlock()
 	p.pool.Wait()
+	p.closed = true
 }
 
 func (p *Progress) stage(e StageStarted) {
 	p.end()
-	p.setNote("")
-	p.last = p.now()
+	note := &atomic.Pointer[string]{}
+	note.Store(new(string))
+	p.note, p.last = note, p.now()
 	name := fmt.Sprintf("%-8s", e.Stage.Name)
 	p.steps = p.pool.AddBar(int64(e.Stage.Steps),
 		mpb.PrependDecorators(decor.Name(name), decor.CountersNoUnit("step %d/%d")),
 		mpb.AppendDecorators(
 			decor.EwmaETA(decor.ET_STYLE_MMSS, 20), decor.Name(" left  "),
 			decor.Any(func(decor.Statistics) string {
-				return *p.note.Load()
+				return *note.Load()
 			})))
 	p.steps.SetCurrent(int64(e.Step))
 	if e.Stage.Kind == "rl" {
-		p.rollouts = p.pool.AddBar(1,
+		// A total of 0 keeps the bar from being complete when one step's groups are.
+		p.rollouts = p.pool.AddBar(0,
 			mpb.PrependDecorators(decor.Name("rollouts"), decor.CountersNoUnit(" %d/%d")))
 	}
 }

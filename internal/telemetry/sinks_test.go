@@ -217,6 +217,31 @@ func TestProgressDrawsAndLeavesTheTerminal(t *testing.T) {
 	}
 }
 
+// A line that a logger writes must reach the terminal whether the bars are
+// drawn, being cleared, or gone.
+func TestNoLineIsLostToTheBars(t *testing.T) {
+	var out bytes.Buffer
+	p := NewProgress(&out, time.Now)
+	p.Emit(StageStarted{Stage: StagePlan{Name: "think", Kind: "rl", Steps: 3}})
+	for n, line := range []string{"first line\n", "second line\n", "third line\n"} {
+		if _, err := io.WriteString(p, line); err != nil {
+			t.Fatal(err)
+		}
+		p.Emit(RolloutProgress{Done: 4, All: 4})
+		p.Emit(step(n+1, Metrics{"uadt/tau": 0.5}))
+	}
+	p.Emit(RunEnded{})
+	if _, err := io.WriteString(p, "last line\n"); err != nil {
+		t.Fatal(err)
+	}
+	p.Close()
+	for _, want := range []string{"first line", "second line", "third line", "last line"} {
+		if strings.Count(out.String(), want) != 1 {
+			t.Errorf("%q is not there once:\n%q", want, out.String())
+		}
+	}
+}
+
 func TestTeeKeepsOrder(t *testing.T) {
 	var got []string
 	record := func(name string) Sink { return sinkFunc(func(Event) { got = append(got, name) }) }
