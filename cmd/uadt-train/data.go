@@ -4,14 +4,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
-	"github.com/uadt-train/uadt-train/internal/blob"
 	"github.com/uadt-train/uadt-train/internal/dataset"
 	"github.com/uadt-train/uadt-train/internal/phantom"
 	"github.com/uadt-train/uadt-train/rollout"
@@ -105,15 +103,11 @@ type fileReport struct {
 }
 
 func (m *Main) checkFile(cmd *cobra.Command, file string, asJSON bool) (bad int, err error) {
-	dir, err := os.MkdirTemp("", "uadt-check-")
-	if err != nil {
-		return 0, fmt.Errorf("check %s: %w", file, err)
-	}
-	defer os.RemoveAll(dir) //nolint:errcheck // a temporary folder
-	store, err := blob.Open(dir)
+	store, remove, err := scratchStore()
 	if err != nil {
 		return 0, err
 	}
+	defer remove() //nolint:errcheck // a temporary folder
 	set, err := dataset.Open(cmd.Context(), store, dataset.Options{Path: file, MaxBadShare: 1, NoIndexFile: true, MaxImages: 1 << 20})
 	if err != nil {
 		return 0, err
@@ -162,15 +156,11 @@ func (m *Main) dataIndex() *cobra.Command {
 	return &cobra.Command{
 		Use: "index FILE...", Short: "index files of records, so that later runs start at once", Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, files []string) error {
-			dir, err := os.MkdirTemp("", "uadt-index-")
-			if err != nil {
-				return fmt.Errorf("index: %w", err)
-			}
-			defer os.RemoveAll(dir) //nolint:errcheck // a temporary folder
-			store, err := blob.Open(dir)
+			store, remove, err := scratchStore()
 			if err != nil {
 				return err
 			}
+			defer remove() //nolint:errcheck // a temporary folder
 			for _, file := range files {
 				set, err := dataset.Open(cmd.Context(), store, dataset.Options{Path: file})
 				if err != nil {

@@ -15,7 +15,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/uadt-train/uadt-train/configs"
-	"github.com/uadt-train/uadt-train/internal/blob"
 	"github.com/uadt-train/uadt-train/internal/bus"
 	"github.com/uadt-train/uadt-train/internal/checkpoint"
 	"github.com/uadt-train/uadt-train/internal/dataset"
@@ -141,15 +140,11 @@ func checkRecords(ctx context.Context, name, path string, c configs.Config) find
 		_, _, err := parsePhantom(path)
 		return check(name, path+": made when the run starts", err)
 	}
-	dir, err := os.MkdirTemp("", "uadt-doctor-")
+	store, remove, err := scratchStore()
 	if err != nil {
 		return check(name, "", err)
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // a temporary folder
-	store, err := blob.Open(dir)
-	if err != nil {
-		return check(name, "", err)
-	}
+	defer remove() //nolint:errcheck // a temporary folder
 	set, err := dataset.Open(ctx, store, setOptions(path, c.Data))
 	if err != nil {
 		return check(name, "", err)

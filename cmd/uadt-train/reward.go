@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/uadt-train/uadt-train/configs"
-	"github.com/uadt-train/uadt-train/internal/blob"
 	"github.com/uadt-train/uadt-train/reward"
 )
 
@@ -31,15 +30,11 @@ against the records of a file, and lists the reason code of every answer.`,
 			if data == "" || predictions == "" {
 				return usagef("reward check: needs --data and --predictions")
 			}
-			dir, err := os.MkdirTemp("", "uadt-reward-")
-			if err != nil {
-				return fmt.Errorf("reward check: %w", err)
-			}
-			defer os.RemoveAll(dir) //nolint:errcheck // a temporary folder
-			store, err := blob.Open(dir)
+			store, remove, err := scratchStore()
 			if err != nil {
 				return err
 			}
+			defer remove() //nolint:errcheck // a temporary folder
 			questions, err := readQuestions(cmd.Context(), store, setOptions(data, configs.Defaults().Data), 0)
 			if err != nil {
 				return err

@@ -163,7 +163,7 @@ func TestRunDirectoryIsAStore(t *testing.T) {
 	whole := mustKit(t, t.TempDir(), 1, full(1))
 	want := whole.finish(t)
 	got, err := runInto(t, dir, 1, 60)
-	if !Stopped(err) {
+	if !errors.Is(err, ErrStopped) {
 		t.Fatalf("first run ended with %v, want it stopped", err)
 	}
 	if got, err = runInto(t, dir, 2, 0); err != nil {

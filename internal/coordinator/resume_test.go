@@ -74,7 +74,7 @@ func stopAndResume(t *testing.T, at, staleness int, want Result, wantStore *dirS
 		}
 	}
 	stopped, err := k.run(patient(t), admit)
-	if err != nil && !Stopped(err) {
+	if err != nil && !errors.Is(err, ErrStopped) {
 		t.Fatalf("stop: %v", err)
 	}
 	if err != nil {
@@ -237,7 +237,7 @@ func TestMovedRunResumes(t *testing.T) {
 			stop()
 		}
 	}
-	if _, err := k.run(patient(t), admit); !Stopped(err) {
+	if _, err := k.run(patient(t), admit); !errors.Is(err, ErrStopped) {
 		t.Fatal(err)
 	}
 	if err := os.Rename(before, after); err != nil {

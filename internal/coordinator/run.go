@@ -2,7 +2,6 @@ package coordinator
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 
@@ -192,6 +191,3 @@ func (c *Coordinator) result() Result {
 	return Result{Step: l.state.Step, Digest: l.state.Saved.Digest, Checkpoint: l.dir,
 		Policy: filepath.Join(l.dir, l.state.Saved.Policy), Counts: l.state.Counts}
 }
-
-// Stopped says whether err is the end that Run was asked for.
-func Stopped(err error) bool { return errors.Is(err, ErrStopped) }

@@ -61,11 +61,7 @@ func (r *ring) signal(e *example, i int) []float32 {
 	case estimator.K() > 0:
 		return trace.TopKEntropy
 	}
-	surprisal := make([]float32, len(trace.Logprobs))
-	for t, p := range trace.Logprobs {
-		surprisal[t] = -p
-	}
-	return surprisal
+	return uadt.Surprisals(trace.Logprobs)
 }
 
 func span(length int, think func([]int32) (int, int), tokens []int32) []bool {

@@ -61,7 +61,7 @@ func TestSupervisedStopAndResume(t *testing.T) {
 		}
 		r, err := k.run(patient(t), admit)
 		stop()
-		if !Stopped(err) || r.Step != at {
+		if !errors.Is(err, ErrStopped) || r.Step != at {
 			t.Fatalf("stopped after step %d at %+v: %v", at, r, err)
 		}
 		k = mustKit(t, dir, 2, taught)

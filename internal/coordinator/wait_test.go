@@ -199,11 +199,3 @@ func TestOptionsReportEverything(t *testing.T) {
 		}
 	}
 }
-
-func TestStepsOf(t *testing.T) {
-	for _, test := range [][4]int{{10, 1, 5, 2}, {10, 1, 4, 3}, {10, 3, 4, 8}, {1, 1, 8, 1}} {
-		if got := StepsOf(test[0], test[1], test[2]); got != test[3] {
-			t.Errorf("%d records, %d epochs, batches of %d: %d steps, want %d", test[0], test[1], test[2], got, test[3])
-		}
-	}
-}

@@ -72,7 +72,7 @@ func (r *fakeRank) beat(ctx context.Context, t *testing.T, k *kit, conn *bus.Con
 	for {
 		if value, err := conn.Values(k.run).Get(ctx, keyTrainer); err == nil {
 			var c coordinatorValue
-			if err := strict(value.Data, &c); err != nil {
+			if err := bus.DecodeStrict(value.Data, &c); err != nil {
 				t.Error(err)
 				return
 			}
@@ -107,7 +107,7 @@ func (r *fakeRank) serve(ctx context.Context, k *kit, conn *bus.Conn, e bus.Entr
 		Instance string          `json:"instance"`
 		Body     json.RawMessage `json:"body"`
 	}
-	if err := strict([]byte(file.Metadata["message"]), &c); err != nil {
+	if err := bus.DecodeStrict([]byte(file.Metadata["message"]), &c); err != nil {
 		return err
 	}
 	r.mu.Lock()

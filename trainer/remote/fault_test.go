@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/uadt-train/uadt-train/internal/bus"
 	"github.com/uadt-train/uadt-train/internal/safetensors"
 	"github.com/uadt-train/uadt-train/rollout"
 	"github.com/uadt-train/uadt-train/trainer"
@@ -303,7 +304,7 @@ func TestEncodeCrossesTheWire(t *testing.T) {
 		if r.name != "encode" {
 			return reply{}
 		}
-		must(t, strict(r.body, &got))
+		must(t, bus.DecodeStrict(r.body, &got))
 		return reply{tensors: map[string]safetensors.Tensor{"prompt": safetensors.FromInt32([]int32{1, 2, 3}, 3), "response": safetensors.FromInt32([]int32{9, 0}, 2)}}
 	})
 	must(t, made.Begin(t.Context(), someStage))

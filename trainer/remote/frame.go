@@ -1,11 +1,8 @@
 package remote
 
 import (
-	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"strconv"
 
 	"github.com/uadt-train/uadt-train/internal/bus"
@@ -77,7 +74,7 @@ func decodeAnswer(data []byte) (answer, error) {
 		return answer{}, fmt.Errorf("%w: schema %q version %q, want %s version %d", ErrFrame, schema, found, SchemaAnswer, version)
 	}
 	a := answer{tensors: file.Tensors}
-	if err := strict([]byte(file.Metadata["message"]), &a); err != nil {
+	if err := bus.DecodeStrict([]byte(file.Metadata["message"]), &a); err != nil {
 		return answer{}, fmt.Errorf("%w: message: %w", ErrFrame, err)
 	}
 	if a.Version != version {
@@ -92,7 +89,7 @@ func decodePresence(m bus.Message) (presence, error) {
 	if m.Schema != SchemaRank {
 		return p, fmt.Errorf("%w: schema %q, want %s", ErrFrame, m.Schema, SchemaRank)
 	}
-	if err := strict(m.Data, &p); err != nil {
+	if err := bus.DecodeStrict(m.Data, &p); err != nil {
 		return p, fmt.Errorf("%w: heartbeat: %w", ErrFrame, err)
 	}
 	if p.Version != version || p.Rank < 0 || p.World < 1 || p.World > maxRanks || p.Rank >= p.World || p.Instance == "" {
@@ -101,22 +98,9 @@ func decodePresence(m bus.Message) (presence, error) {
 	return p, nil
 }
 
-// strict decodes one JSON value with no unknown keys and nothing after it.
-func strict(data []byte, into any) error {
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(into); err != nil {
-		return err
-	}
-	if _, err := dec.Token(); err != io.EOF {
-		return errors.New("bytes after the JSON value")
-	}
-	return nil
-}
-
 // body decodes the body of an answer.
 func (a answer) body(into any) error {
-	if err := strict(a.Body, into); err != nil {
+	if err := bus.DecodeStrict(a.Body, into); err != nil {
 		return fmt.Errorf("%w: answer of rank %d to %s: %w", ErrFrame, a.rank, a.Command, err)
 	}
 	return nil

@@ -37,7 +37,7 @@ func (s *scriptedRank) handle(r request) reply {
 		return reply{}
 	case "score":
 		var body scoreBody
-		must(s.t, strict(r.body, &body))
+		must(s.t, bus.DecodeStrict(r.body, &body))
 		scores, err := s.model.Score(ctx, body.Step, trainer.ScoreOptions{Temperature: body.Temperature, Banned: body.Banned})
 		if err != nil {
 			return failed(err)
@@ -51,7 +51,7 @@ func (s *scriptedRank) handle(r request) reply {
 		return s.step(ctx, r)
 	case "publish":
 		var body publishBody
-		must(s.t, strict(r.body, &body))
+		must(s.t, bus.DecodeStrict(r.body, &body))
 		offer, err := s.model.Publish(ctx, rollout.Policy{Incarnation: body.Incarnation, Version: body.PolicyVersion})
 		if err != nil {
 			return failed(err)
@@ -59,7 +59,7 @@ func (s *scriptedRank) handle(r request) reply {
 		return reply{body: published{Path: offer.Path, Digest: offer.Policy.Digest}}
 	case "save":
 		var body saveBody
-		must(s.t, strict(r.body, &body))
+		must(s.t, bus.DecodeStrict(r.body, &body))
 		pending, err := s.model.Save(ctx, body.Path)
 		if err != nil {
 			return failed(err)
@@ -75,7 +75,7 @@ func (s *scriptedRank) handle(r request) reply {
 
 func (s *scriptedRank) begin(ctx context.Context, r request) reply {
 	var body beginBody
-	must(s.t, strict(r.body, &body))
+	must(s.t, bus.DecodeStrict(r.body, &body))
 	m := body.Stage
 	stage := trainer.Stage{Incarnation: m.Incarnation, Name: m.Name, Model: m.Model, Resume: m.Resume, Step: m.Step,
 		Optimizer: trainer.Optimizer{Beta1: m.Optimizer["beta1"], Beta2: m.Optimizer["beta2"], Epsilon: m.Optimizer["epsilon"], WeightDecay: m.Optimizer["weight_decay"]}}
@@ -91,7 +91,7 @@ func (s *scriptedRank) begin(ctx context.Context, r request) reply {
 // read is the inverse of layout.shard.
 func (s *scriptedRank) read(r request) trainer.Batch {
 	var body loadBody
-	must(s.t, strict(r.body, &body))
+	must(s.t, bus.DecodeStrict(r.body, &body))
 	ints := func(name string) []int32 {
 		v, err := r.tensors[name].Int32()
 		must(s.t, err)
@@ -121,7 +121,7 @@ func (s *scriptedRank) read(r request) trainer.Batch {
 
 func (s *scriptedRank) step(ctx context.Context, r request) reply {
 	var body stepBody
-	must(s.t, strict(r.body, &body))
+	must(s.t, bus.DecodeStrict(r.body, &body))
 	o := body.Options
 	flat, err := r.tensors["advantages"].Float32()
 	must(s.t, err)
