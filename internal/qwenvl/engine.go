@@ -62,6 +62,7 @@ type Engine struct {
 	waiting  []*call
 	held     []*call // arrived while draining
 	running  []*trace
+	finished []*call // ended in this step, their callers not told yet
 	prefixes *cache[*prefix]
 	images   *cache[[]float32]
 	requests uint64

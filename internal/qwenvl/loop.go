@@ -58,9 +58,21 @@ func (e *Engine) loop() {
 			e.step()
 			e.settle()
 		}
+		e.answer()
 		e.finishDraining()
-		e.stats.gauge(e)
 	}
+}
+
+// answer publishes what is in the engine now and then lets the callers of
+// finished calls go, in that order: whoever has an answer and asks for the
+// gauges next does not count its own traces.
+func (e *Engine) answer() {
+	e.stats.gauge(e)
+	for _, c := range e.finished {
+		close(c.done)
+	}
+	clear(e.finished)
+	e.finished = e.finished[:0]
 }
 
 func (e *Engine) idle() bool {
@@ -210,7 +222,7 @@ func (e *Engine) end(t *trace) {
 func (e *Engine) complete(c *call) {
 	c.result.CachedTokens = c.cached
 	e.stats.finished(&c.result)
-	close(c.done)
+	e.finished = append(e.finished, c)
 }
 
 // release gives the blocks of a trace back.
@@ -229,7 +241,7 @@ func (e *Engine) dropFailed() {
 		e.release(t)
 		if !t.call.dropped {
 			t.call.dropped = true
-			close(t.call.done)
+			e.finished = append(e.finished, t.call)
 		}
 		return true
 	})

@@ -116,6 +116,7 @@ func (e *Engine) abortAll() {
 		}
 	}
 	e.waiting, e.held = nil, nil
+	e.answer()
 	e.endDraining()
 }
 
