@@ -23,6 +23,7 @@ from .weights import (
 )
 
 KEPT = 2  # published directories that stay: the last and the one before it
+HOST = torch.device("cpu")
 OPTIMIZER = "optimizer.safetensors"
 
 
@@ -55,15 +56,20 @@ class Keeper:
         self._files = side_files(source, policy.head.dtype)
         self._writing: threading.Thread | None = None
 
-    def _tensors(self, copy: bool) -> dict[str, torch.Tensor]:
-        tensors = {self._names[n]: t.detach() for n, t in self._policy.tensors().items()}
-        return {n: _copied(t) for n, t in tensors.items()} if copy else tensors
+    def snapshot(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """Return copies of the weights under the names they are published by; later updates do not change them.
+
+        Every rank calls it; ranks that do not write get nothing.
+        """
+        if not self._write:
+            return {}
+        return {self._names[n]: t.detach().to(device, copy=True) for n, t in self._policy.tensors().items()}
 
     def publish(self, name: str) -> tuple[Path, str]:
         """Write the current weights; all but the last two published directories are removed."""
         if not self._write:
             return Path(), ""
-        tensors = {n: t.cpu() for n, t in self._tensors(copy=False).items()}
+        tensors = self.snapshot(HOST)
         found = digest(tensors)
         path = self._root / f"{name}-{found[:12]}"
         self._root.mkdir(parents=True, exist_ok=True)
@@ -81,8 +87,8 @@ class Keeper:
             done.set()
             return done, outcome
         self.wait()
-        tensors = self._tensors(copy=True)
-        state = {n: _copied(t) for n, t in self._optimizer.state().items()}
+        tensors = self.snapshot(HOST)
+        state = {n: t.detach().to(HOST, copy=True) for n, t in self._optimizer.state().items()}
 
         def write() -> None:
             try:
@@ -101,8 +107,3 @@ class Keeper:
         """Return when no checkpoint is being written."""
         if self._writing is not None:
             self._writing.join()
-
-
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy in host memory that later updates do not change."""
-    return tensor.detach().to("cpu", copy=True).contiguous()
