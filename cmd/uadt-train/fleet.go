@@ -56,11 +56,15 @@ type workerSetup struct {
 	embedded bool
 }
 
+// hangAfter is how long a server with jobs may show no progress: more than
+// compiling kernels takes at its first request.
+const hangAfter = time.Minute
+
 // newWorker builds the inference fleet over servers and the worker around it.
 func newWorker(s workerSetup, undo *closers) (*remote.Worker, error) {
 	fleet, err := vllm.NewFleet(vllm.Options{
 		Servers: s.servers, Images: s.images, Concurrency: s.config.Rollout.Concurrency,
-		MinPixels: s.config.Model.MinPixels, MaxPixels: s.config.Model.MaxPixels, Log: s.log,
+		MinPixels: s.config.Model.MinPixels, MaxPixels: s.config.Model.MaxPixels, HangAfter: hangAfter, Log: s.log,
 	})
 	if err != nil {
 		return nil, err
@@ -73,8 +77,8 @@ func newWorker(s workerSetup, undo *closers) (*remote.Worker, error) {
 	return remote.NewWorker(remote.WorkerOptions{
 		TakeOver: s.embedded, Conn: s.conn, Run: s.config.Name, ID: s.id, Fleet: fleet, Servers: s.servers,
 		Slots: s.config.Rollout.Concurrency * len(s.servers), LeaseTTL: ttl, Log: s.log,
-		// The fleet marks no progress inside a request; the job's own deadline ends it.
-		Stall: s.config.Rollout.Timeout,
+		// The fleet first tries its own other servers; then another worker does.
+		Stall: min(3*hangAfter, s.config.Rollout.Timeout),
 	})
 }
 

@@ -77,8 +77,9 @@ type WorkerOptions struct {
 	// Slots is how many jobs are sampled at once. Default 8.
 	Slots int
 	// Stall is how long a job may go without progress (rollout.Progress) before
-	// its worker lets it go to another one. Default 10 min; it must exceed the
-	// longest generation when Fleet marks none.
+	// its worker lets it go to another one. Default 10 min. It must exceed the
+	// time in which Fleet itself gives up a server that hangs, and the longest
+	// generation when Fleet marks no progress.
 	Stall time.Duration
 	// LeaseTTL is how long a server stays taken after its worker has died; whole
 	// seconds. Default 3 s.

@@ -13,6 +13,8 @@ type ticket struct {
 	policy rollout.Policy
 	fresh  bool   // never was on a server
 	number uint64 // in order of arrival
+	// progress marks that the job goes forward.
+	progress func()
 }
 
 func (t *ticket) compare(other *ticket) int {
@@ -27,9 +29,9 @@ func (t *ticket) compare(other *ticket) int {
 
 // enter puts a job in line. It must be called under the lock, as leave and first
 // must.
-func (f *Fleet) enter(policy rollout.Policy, fresh bool) *ticket {
+func (f *Fleet) enter(policy rollout.Policy, fresh bool, progress func()) *ticket {
 	f.tickets++
-	t := &ticket{policy, fresh, f.tickets}
+	t := &ticket{policy, fresh, f.tickets, progress}
 	at, _ := slices.BinarySearchFunc(f.line, t, (*ticket).compare)
 	f.line = slices.Insert(f.line, at, t)
 	return t

@@ -23,7 +23,7 @@ func TestLine(t *testing.T) {
 				f.leave(waiting[at]) // twice does no harm
 				waiting = append(waiting[:at], waiting[at+1:]...)
 			} else {
-				waiting = append(waiting, f.enter(offerOf(rapid.IntRange(0, 1).Draw(t, "policy")).Policy, rapid.Bool().Draw(t, "fresh")))
+				waiting = append(waiting, f.enter(offerOf(rapid.IntRange(0, 1).Draw(t, "policy")).Policy, rapid.Bool().Draw(t, "fresh"), nil))
 			}
 			best := map[rollout.Policy]*ticket{}
 			for _, w := range waiting {

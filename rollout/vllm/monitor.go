@@ -99,6 +99,9 @@ func (f *Fleet) judge(s *server, o observation, now time.Time) order {
 	}
 	if advanced {
 		s.advance(now)
+		if !o.paused {
+			f.markProgress(s)
+		}
 	}
 	switch {
 	case restarted && s.state != StateAdopting:
@@ -137,6 +140,26 @@ func (f *Fleet) judge(s *server, o observation, now time.Time) order {
 func (f *Fleet) lags(s *server) bool {
 	return f.offer != nil && len(f.adopting) == 0 && (s.serving() || s.state == StateStale) &&
 		(s.live == nil || *s.live != f.offer.Policy && len(s.flights) == 0 && !f.queuedBefore(f.offer.Policy))
+}
+
+// markProgress tells whoever gave out the jobs of s, and those that wait for a
+// server while s works on, that they go forward (see rollout.Progress). Requests
+// are answered by one body at their end, so the server's counters are what can
+// be seen of a job; a single job that hangs on a server that moves is ended by
+// the request's timeout. A server without counters is believed while it answers
+// probes. It must be called under the lock.
+func (f *Fleet) markProgress(s *server) {
+	for trip := range s.flights {
+		trip.progress()
+	}
+	if len(s.flights) == 0 || s.live == nil {
+		return
+	}
+	for _, waiting := range f.line {
+		if waiting.policy == *s.live {
+			waiting.progress()
+		}
+	}
 }
 
 // leastPaces is the number of signs of progress from which a pace is believed.

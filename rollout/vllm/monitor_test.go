@@ -214,7 +214,9 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-func busy(_ *Fleet, s *server) { s.flights[&flight{cancel: func(error) {}}] = true }
+func busy(_ *Fleet, s *server) {
+	s.flights[&flight{cancel: func(error) {}, progress: func() {}}] = true
+}
 
 // TestPatienceFollowsPace: a server that has shown its pace is given up early,
 // but only where another can take its jobs.

@@ -194,10 +194,11 @@ func (f *Fleet) blames(ctx context.Context, err error) bool {
 // fleet, or when the server is given up.
 func (f *Fleet) claim(ctx context.Context, job rollout.Job, a attempt) (*server, *flight, context.Context, error) {
 	var chosen *server
-	trip := &flight{tokens: job.Sampling.Traces * job.Sampling.MaxTokens, moved: a.moved}
+	progress := func() { rollout.Progress(ctx) }
+	trip := &flight{tokens: job.Sampling.Traces * job.Sampling.MaxTokens, moved: a.moved, progress: progress}
 	hopeless := time.Time{} // since when no server could ever serve the job
 	var place *ticket
-	f.update(func() { place = f.enter(job.Policy, a.number == 0) })
+	f.update(func() { place = f.enter(job.Policy, a.number == 0, progress) })
 	defer f.update(func() { f.leave(place) })
 	err := f.await(ctx, func(now time.Time) verdict {
 		best, wake := f.pick(job.Policy, a.tried, now)
@@ -210,6 +211,7 @@ func (f *Fleet) claim(ctx context.Context, job rollout.Job, a attempt) (*server,
 				best.progressed = now
 			}
 			best.flights[trip] = true
+			progress()
 			best.load += trip.tokens
 			f.dequeue(job.Policy)
 			return verdict{done: true}

@@ -39,6 +39,8 @@ type flight struct {
 	cancel context.CancelCauseFunc
 	tokens int  // most tokens that it may take
 	moved  bool // was taken off a slow server before, and stays now
+	// progress marks that the job goes forward.
+	progress func()
 }
 
 // server is one server as the fleet sees it. All fields but the client are
