@@ -38,6 +38,7 @@ func Defaults() Config {
 		Trainer: Trainer{
 			Backend: "gorgonia", Ranks: 1, Launch: "local", Python: "python3", TokenBudget: 16384,
 			Beta2: 0.999, MaxBadSteps: 3, Timeout: 10 * time.Minute,
+			Weights: "directory", LoRATargets: loraTargets(),
 		},
 		Eval:       Eval{Questions: 128, Traces: 4},
 		Checkpoint: Checkpoint{Every: 10, Keep: 3},

@@ -167,6 +167,7 @@ func (c Config) validateRest(found *check) {
 	found.require(t.Beta2 > 0 && t.Beta2 < 1, "trainer.beta2", "%v is outside (0, 1)", t.Beta2)
 	found.atLeast("trainer.max_bad_steps", t.MaxBadSteps, 0)
 	found.require(t.Timeout > 0, "trainer.timeout", "%s is not more than 0", t.Timeout)
+	c.validateLoRA(found)
 	found.atLeast("eval.every", c.Eval.Every, 0)
 	found.atLeast("eval.questions", c.Eval.Questions, 0)
 	found.atLeast("eval.traces", c.Eval.Traces, 1)

@@ -39,10 +39,13 @@ type Stage struct {
 	Incarnation uint64 // commands of a lower one are refused
 	Name        string
 	Kind        StageKind
-	Model       string // Hugging Face directory to start from; ignored when Resume is set
-	Frozen      []ModelPart
-	Optimizer   Optimizer
-	Reference   *Reference // nil when KL is off
+	// Model is the Hugging Face directory that the stage starts from, or started
+	// from when Resume is set: only what trains adapters reads it then, and "" is
+	// allowed otherwise.
+	Model     string
+	Frozen    []ModelPart
+	Optimizer Optimizer
+	Reference *Reference // nil when KL is off
 	// Resume is a checkpoint directory written by Keeper.Save; empty starts from
 	// Model with fresh optimizer state.
 	Resume string
@@ -99,6 +102,14 @@ type Saved struct {
 	Digest    string `json:"digest"`    // SHA-256 over the weights
 	Optimizer string `json:"optimizer"` // file or directory of the optimizer state, relative
 	Step      int    `json:"step"`      // optimizer step it stands at
+	// Adapter is the digest under which Publish offers the same policy as an
+	// adapter; empty where it offers weights.
+	Adapter string `json:"adapter,omitempty"`
+}
+
+// Is says whether digest, that of an offer, names the saved policy.
+func (s Saved) Is(digest string) bool {
+	return digest == s.Digest || s.Adapter != "" && digest == s.Adapter
 }
 
 // ScoreOptions says how logits become log-probabilities.

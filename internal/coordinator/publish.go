@@ -30,7 +30,7 @@ func (r *ring) publish(ctx context.Context, n int) error {
 	if err != nil {
 		return err
 	}
-	if state := r.start.resume; state != nil && n == r.at.step && offer.Policy.Digest != state.Saved.Digest {
+	if state := r.start.resume; state != nil && n == r.at.step && !state.Saved.Is(offer.Policy.Digest) {
 		return &ResumeError{Point: r.start.dir, Err: fmt.Errorf("trainer holds weights %s, the checkpoint's are %s", offer.Policy.Digest, state.Saved.Digest)}
 	}
 	b.update(func() { b.offers[n] = offer })

@@ -44,10 +44,10 @@ type ring struct {
 
 // start is what a stage begins from.
 type start struct {
-	model     string // directory, for a stage that begins
-	reference *trainer.Reference
-	resume    *State // nil for a stage that begins
-	dir       string // checkpoint directory of resume
+	model     string             // directory, for a stage that begins
+	reference *trainer.Reference // what the stage starts from, or started from
+	resume    *State             // nil for a stage that begins
+	dir       string             // checkpoint directory of resume
 	update    int
 	badSteps  int
 	counts    Counts

@@ -66,8 +66,7 @@ func (c *Coordinator) Run(ctx, admit context.Context) (Result, error) {
 
 // stage executes one stage from at.
 func (c *Coordinator) stage(ctx, admit context.Context, stage Stage, at place, s start) error {
-	s, err := c.beginStage(ctx, stage, at, s)
-	if err != nil {
+	if err := c.beginStage(ctx, stage, at, s); err != nil {
 		return err
 	}
 	c.o.Parts.Sink.Emit(telemetry.StageStarted{Stage: plan(stage), Step: at.step})
@@ -108,23 +107,25 @@ func (c *Coordinator) keep(s *saver) {
 }
 
 // beginStage has the trainer load what the stage starts from.
-func (c *Coordinator) beginStage(ctx context.Context, stage Stage, at place, s start) (start, error) {
+func (c *Coordinator) beginStage(ctx context.Context, stage Stage, at place, s start) error {
 	begin := trainer.Stage{
 		Incarnation: c.o.Incarnation, Name: stage.Name, Kind: stage.Kind, Model: s.model,
 		Frozen: stage.Frozen, Optimizer: stage.Optimizer, Step: s.update, Seed: c.o.Seed,
 	}
 	if s.resume != nil {
 		begin.Resume = s.dir
+		if s.reference != nil {
+			begin.Model = s.reference.Path
+		}
 	}
-	if stage.Kind != trainer.RL || (c.o.RL.Loss.KL.Kind == trainer.KLOff && c.o.RL.RewardKL == 0) {
-		s.reference = nil
-	} else if s.reference.Digest == "" {
-		return s, fmt.Errorf("stage %s: KL needs the digest of the model it starts from, %s", stage.Name, s.reference.Path)
+	if stage.Kind == trainer.RL && (c.o.RL.Loss.KL.Kind != trainer.KLOff || c.o.RL.RewardKL != 0) {
+		if s.reference == nil || s.reference.Digest == "" {
+			return fmt.Errorf("stage %s: KL needs the digest of the model it starts from, %s", stage.Name, begin.Model)
+		}
+		begin.Reference = s.reference
 	}
-	begin.Reference = s.reference
-	err := bounded(ctx, await{fmt.Sprintf("trainer, begin of stage %s at step %d", stage.Name, at.step), c.o.Limits.Begin, "the trainer's log"},
+	return bounded(ctx, await{fmt.Sprintf("trainer, begin of stage %s at step %d", stage.Name, at.step), c.o.Limits.Begin, "the trainer's log"},
 		func(ctx context.Context) error { return c.o.Parts.Backend.Begin(ctx, begin) })
-	return s, err
 }
 
 // successor is what the stage after a finished one starts from.

@@ -45,8 +45,9 @@ type State struct {
 	// incarnation is that of the coordinator that wrote the checkpoint.
 	Policy rollout.Policy `json:"policy"`
 	Saved  trainer.Saved  `json:"saved"`
-	// Reference is what KL is measured against. With ReferenceHere its path is
-	// relative to the folder of the checkpoints, so that a run may be moved.
+	// Reference is what the stage started from: what KL is measured against and
+	// adapters are added to. With ReferenceHere its path is relative to the folder
+	// of the checkpoints, so that a run may be moved.
 	Reference     *trainer.Reference `json:"reference,omitempty"`
 	ReferenceHere bool               `json:"reference_here,omitempty"`
 	// Ahead is the last batch that this checkpoint knows to be durable, and

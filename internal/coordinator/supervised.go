@@ -245,6 +245,6 @@ func (s *supervised) save(ctx context.Context) error {
 		Version: stateVersion, Seed: s.c.o.Seed, Step: s.at.offset + s.done, Stage: s.stage.Name, StageStep: s.done,
 		Update: s.update, BadSteps: s.badSteps, Cursor: s.cursor, Counts: s.start.counts, Shaper: s.start.shaper,
 	}
-	return s.saver.begin(ctx, request{step: s.done, state: state, pin: s.done == s.stage.Steps,
+	return s.saver.begin(ctx, request{step: s.done, state: state, reference: s.start.reference, pin: s.done == s.stage.Steps,
 		complete: func(context.Context, *State) error { return nil }})
 }
