@@ -23,9 +23,10 @@ const blobKey = "blob"
 
 // blobAddress is the value of blobKey.
 type blobAddress struct {
-	Version int    `json:"version"`
-	URL     string `json:"url"`
-	Token   string `json:"token"`
+	Version     int    `json:"version"`
+	Incarnation uint64 `json:"incarnation"` // of the coordinator whose store it is
+	URL         string `json:"url"`
+	Token       string `json:"token"`
 }
 
 // openedBus is a connection as coordinator that holds the run's lease.
@@ -107,8 +108,9 @@ func readSeed(path string) (string, error) {
 	return strings.TrimSpace(string(data)), nil
 }
 
-// serveBlobs starts the image server of a run and tells the bus where it is.
-func serveBlobs(ctx context.Context, store *blob.Store, values *bus.Values, undo *closers) (blobAddress, error) {
+// serveBlobs starts the image server of a run and tells the bus where it is. It
+// fails with bus.ErrSuperseded when a higher incarnation serves it already.
+func serveBlobs(ctx context.Context, store *blob.Store, on openedBus, run string, undo *closers) (blobAddress, error) {
 	token, err := blob.NewToken()
 	if err != nil {
 		return blobAddress{}, err
@@ -122,12 +124,12 @@ func serveBlobs(ctx context.Context, store *blob.Store, values *bus.Values, undo
 		defer cancel()
 		return server.Close(ctx)
 	})
-	address := blobAddress{Version: 1, URL: server.URL(), Token: token}
+	address := blobAddress{Version: 1, Incarnation: on.incarnation, URL: server.URL(), Token: token}
 	data, err := json.Marshal(address)
 	if err != nil {
 		return blobAddress{}, fmt.Errorf("blob address: %w", err)
 	}
-	if _, err := values.Put(ctx, blobKey, data); err != nil {
+	if _, err := on.conn.Values(run).Announce(ctx, blobKey, data); err != nil {
 		return blobAddress{}, err
 	}
 	return address, nil

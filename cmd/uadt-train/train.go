@@ -172,7 +172,7 @@ func (r *running) execute(ctx, admit context.Context) (coordinator.Result, error
 	if err != nil {
 		return coordinator.Result{}, err
 	}
-	address, err := serveBlobs(ctx, store, opened.conn.Values(r.config.Name), r.undo)
+	address, err := serveBlobs(ctx, store, opened, r.config.Name, r.undo)
 	if err != nil {
 		return coordinator.Result{}, err
 	}

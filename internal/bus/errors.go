@@ -20,6 +20,8 @@ var (
 	ErrHeld = errors.New("lease is held")
 	// ErrLost: the lease expired or was taken over.
 	ErrLost = errors.New("lease was lost")
+	// ErrSuperseded: a coordinator of a higher incarnation has the run.
+	ErrSuperseded = errors.New("a newer coordinator has taken over")
 	// ErrName: a run, key or kind that cannot be part of a subject.
 	ErrName = errors.New("not a bus name")
 	// ErrDenied: the connection's role may not do that.

@@ -1,9 +1,12 @@
 package bus_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -83,6 +86,46 @@ func TestUpdatesAreNotLost(t *testing.T) {
 	}
 	if _, err := values.Update(patient(t), "a b", nil); !errors.Is(err, bus.ErrName) {
 		t.Fatalf("got %v, want ErrName", err)
+	}
+}
+
+// What coordinators announce goes up in incarnations only, in whichever order and
+// however often they write.
+func TestAnnouncementsNeverGoBack(t *testing.T) {
+	noLeaks(t)
+	_, conn := start(t, bus.Limits{})
+	values := conn.Values("r")
+	value := func(incarnation int) []byte {
+		return fmt.Appendf(nil, `{"version":1,"incarnation":%d,"x":"y"}`, incarnation)
+	}
+	const highest, each = 6, 5
+	var wait sync.WaitGroup
+	for incarnation := 1; incarnation <= highest; incarnation++ {
+		wait.Go(func() {
+			for range each {
+				_, err := values.Announce(patient(t), "trainer", value(incarnation))
+				if err != nil && (incarnation == highest || !errors.Is(err, bus.ErrSuperseded)) {
+					t.Errorf("incarnation %d: %v", incarnation, err)
+				}
+			}
+		})
+	}
+	wait.Wait()
+	_, err := values.Announce(patient(t), "trainer", value(highest-1))
+	if !errors.Is(err, bus.ErrSuperseded) || !strings.Contains(err.Error(), fmt.Sprintf("incarnation %d of run r, this one is %d", highest, highest-1)) {
+		t.Errorf("got %v, want ErrSuperseded with both incarnations", err)
+	}
+	if last, err := values.Get(patient(t), "trainer"); err != nil || !bytes.Equal(last.Data, value(highest)) {
+		t.Errorf("%q is left (%v), want that of incarnation %d", last.Data, err, highest)
+	}
+	if _, err := values.Announce(patient(t), "trainer", []byte(`{"version":1}`)); err == nil || errors.Is(err, bus.ErrSuperseded) {
+		t.Errorf("a value without incarnation: %v", err)
+	}
+	if _, err := values.Put(patient(t), "foreign", []byte("not json")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := values.Announce(patient(t), "foreign", value(1)); err != nil {
+		t.Errorf("over what is nobody's: %v", err)
 	}
 }
 

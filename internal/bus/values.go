@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -33,17 +34,6 @@ func (v *Values) key(name string) (string, error) {
 	return v.run + "." + name, nil
 }
 
-// Put sets the value of name and returns its revision.
-func (v *Values) Put(ctx context.Context, name string, data []byte) (uint64, error) {
-	key, err := v.key(name)
-	if err != nil {
-		return 0, err
-	}
-	msg := &nats.Msg{Subject: keySubject(key), Data: data, Header: nats.Header{}}
-	revision, _, err := v.conn.publish(ctx, msg)
-	return revision, err
-}
-
 // Update sets the value of name to what change makes of the present one (nil:
 // there is none) and returns its revision. Where another writer comes in
 // between, change is asked again; its error ends the update.
@@ -67,6 +57,36 @@ func (v *Values) Update(ctx context.Context, name string, change func(present []
 			return revision, err
 		}
 	}
+}
+
+// Announce sets the value by which a coordinator makes something known, a JSON
+// object whose member "incarnation" is its own, and returns its revision. It
+// fails with ErrSuperseded when the present value is of a higher incarnation: a
+// coordinator that was held up while another took over would set everybody back
+// who starts later. A present value of no incarnation is nobody's.
+func (v *Values) Announce(ctx context.Context, name string, data []byte) (uint64, error) {
+	mine := incarnationOf(data)
+	if mine == 0 {
+		return 0, fmt.Errorf("bus: announcing %s: no incarnation in %.100q", name, data)
+	}
+	return v.Update(ctx, name, func(present []byte) ([]byte, error) {
+		if other := incarnationOf(present); other > mine {
+			return nil, fmt.Errorf("%w: value %s is of incarnation %d of run %s, this one is %d", ErrSuperseded, name, other, v.run, mine)
+		}
+		return data, nil
+	})
+}
+
+// incarnationOf reads the incarnation out of an announced value; 0 when there is
+// none.
+func incarnationOf(data []byte) uint64 {
+	var value struct {
+		Incarnation uint64 `json:"incarnation"`
+	}
+	if json.Unmarshal(data, &value) != nil {
+		return 0
+	}
+	return value.Incarnation
 }
 
 // swap sets the value of name if last is still the last revision of its key (0:

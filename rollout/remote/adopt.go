@@ -70,24 +70,13 @@ func (f *Fleet) reported(e bus.Entry) error {
 }
 
 // announce sets the value that workers watch, and returns its revision. It fails
-// with ErrSuperseded when a higher incarnation has set it: a coordinator that was
-// held up while another took over would set the workers back.
+// with ErrSuperseded when a higher incarnation has set it.
 func (f *Fleet) announce(ctx context.Context, offer *rollout.Offer) (uint64, error) {
-	mine := f.options.Scope.Incarnation
-	data, err := json.Marshal(policyMessage{Version: controlVersion, Incarnation: mine, Offer: offer})
+	data, err := json.Marshal(policyMessage{Version: controlVersion, Incarnation: f.options.Scope.Incarnation, Offer: offer})
 	if err != nil {
 		return 0, fmt.Errorf("offer: %w", err)
 	}
-	return f.values.Update(ctx, keyPolicy, func(present []byte) ([]byte, error) {
-		var other policyMessage
-		if present == nil || decodeControl(SchemaPolicy, bus.Message{Schema: SchemaPolicy, Data: present}, &other) != nil {
-			return data, nil // nobody's, or nothing that a worker could follow
-		}
-		if other.Incarnation > mine {
-			return nil, fmt.Errorf("%w: incarnation %d of run %s, this one is %d", ErrSuperseded, other.Incarnation, f.options.Scope.Run, mine)
-		}
-		return data, nil
-	})
+	return f.values.Announce(ctx, keyPolicy, data)
 }
 
 // Adopt implements rollout.Fleet. It lets the jobs in flight of the policy

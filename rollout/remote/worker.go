@@ -14,7 +14,7 @@ import (
 )
 
 // ErrSuperseded says that a coordinator of a higher incarnation has the run.
-var ErrSuperseded = errors.New("a newer coordinator has taken over")
+var ErrSuperseded = bus.ErrSuperseded
 
 // errStopped is why a worker that stops gives up a job that it had begun.
 var errStopped = errors.New("worker is stopping")

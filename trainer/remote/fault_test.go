@@ -69,6 +69,21 @@ func TestBeginWaitsForAFullSet(t *testing.T) {
 	}
 }
 
+// A coordinator that was held up while another took over cannot call the ranks
+// back to itself: they would drop the state of the newer one.
+func TestOlderCoordinatorCannotCallRanks(t *testing.T) {
+	k := newBus(t, "older")
+	newer, _ := set(t, k, Options{}, ok) // incarnation 7
+	must(t, newer.Begin(t.Context(), someStage))
+	_, err := New(t.Context(), Options{Conn: k.conn, Scope: bus.Scope{Run: k.run, Incarnation: 6}})
+	if !errors.Is(err, bus.ErrSuperseded) || !strings.Contains(err.Error(), "is of incarnation 7 of run older, this one is 6") {
+		t.Fatalf("got %v, want ErrSuperseded with both incarnations", err)
+	}
+	if _, err := loadOne(t, newer); err != nil { // its ranks are still its own
+		t.Fatal(err)
+	}
+}
+
 // A rank that falls silent, or whose place another process takes, ends the
 // stage; Begin starts anew.
 func TestALostRankEndsTheStage(t *testing.T) {

@@ -60,9 +60,9 @@ func newModelKit(t *testing.T, run string) *modelKit {
 			t.Error(err)
 		}
 	})
-	address, err := json.Marshal(map[string]any{"version": 1, "url": server.URL(), "token": token})
+	address, err := json.Marshal(map[string]any{"version": 1, "incarnation": 1, "url": server.URL(), "token": token})
 	must(t, err)
-	_, err = k.conn.Values(run).Put(t.Context(), "blob", address)
+	_, err = k.conn.Values(run).Announce(t.Context(), "blob", address)
 	must(t, err)
 	return k
 }

@@ -66,7 +66,8 @@ var (
 )
 
 // New makes the mailboxes of the ranks, names this coordinator on the bus and
-// listens for ranks. It waits for none: Begin does. Close it after use.
+// listens for ranks. It waits for none: Begin does. Close it after use. It fails
+// with bus.ErrSuperseded when a coordinator of a higher incarnation has the run.
 func New(ctx context.Context, options Options) (*Trainer, error) {
 	o, err := options.prepare()
 	if err != nil {
@@ -85,7 +86,7 @@ func New(ctx context.Context, options Options) (*Trainer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("remote trainer: %w", err)
 	}
-	if _, err := o.Conn.Values(o.Scope.Run).Put(ctx, keyTrainer, value); err != nil {
+	if _, err := o.Conn.Values(o.Scope.Run).Announce(ctx, keyTrainer, value); err != nil {
 		return nil, fmt.Errorf("remote trainer: %w", err)
 	}
 	t.ctx, t.cancel = context.WithCancel(context.WithoutCancel(ctx))
