@@ -74,18 +74,16 @@ type Offer struct {
 	Policy    Policy    `json:"policy"`
 	Transport Transport `json:"transport"`
 	Path      string    `json:"path,omitempty"` // directory or adapter directory, absolute
-	// NCCL holds what both sides of a broadcast must know; nil otherwise.
+	// NCCL says where the broadcast is asked for; nil otherwise.
 	NCCL *NCCLOffer `json:"nccl,omitempty"`
 }
 
-// NCCLOffer describes a broadcast from trainer rank 0 to the servers.
+// NCCLOffer is the address of a trainer that sends weights by broadcast. Whoever
+// controls a server asks it for a group of the trainer and that server, and has
+// the server receive while the trainer sends.
 type NCCLOffer struct {
-	MasterAddress string   `json:"master_address"`
-	MasterPort    int      `json:"master_port"`
-	Names         []string `json:"names"`
-	DTypes        []string `json:"dtypes"` // torch names, such as bfloat16
-	Shapes        [][]int  `json:"shapes"`
-	Packed        bool     `json:"packed"`
+	URL   string `json:"url"`   // without a path
+	Token string `json:"token"` // that must be shown there
 }
 
 // Adopted reports the outcome of one Adopt, server by server.

@@ -52,6 +52,9 @@ type Options struct {
 	// AdoptTimeout is the longest time for one server to bring new weights live,
 	// draining included; default 15 min.
 	AdoptTimeout time.Duration
+	// TransferTimeout is the longest time for the trainer and a server to meet for
+	// broadcasts, and for one broadcast; default 2 min.
+	TransferTimeout time.Duration
 	// StartTimeout is how long the first Adopt waits for servers that do not
 	// answer yet, because they still start; default 5 min. Later ones do not wait:
 	// a server that comes back gets the current weights then.
@@ -90,6 +93,7 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.Quarantine, time.Second)
 	setDefault(&o.Quorum, len(o.Servers)/2+1)
 	setDefault(&o.AdoptTimeout, 15*time.Minute)
+	setDefault(&o.TransferTimeout, 2*time.Minute)
 	setDefault(&o.StartTimeout, 5*time.Minute)
 	setDefault(&o.ProbeEvery, 250*time.Millisecond)
 	setDefault(&o.ProbeTimeout, 5*time.Second)
@@ -130,7 +134,7 @@ func (o Options) validate() error {
 	}
 	for name, d := range map[string]time.Duration{
 		"timeout": o.Timeout, "patience": o.Patience, "quarantine": o.Quarantine, "adopt timeout": o.AdoptTimeout,
-		"start timeout":  o.StartTimeout,
+		"start timeout": o.StartTimeout, "transfer timeout": o.TransferTimeout,
 		"probe interval": o.ProbeEvery, "probe timeout": o.ProbeTimeout, "hang limit": o.HangAfter,
 	} {
 		if d < 0 {

@@ -13,15 +13,19 @@ import (
 type publishBody struct {
 	Incarnation   uint64 `json:"incarnation"`
 	PolicyVersion int    `json:"policy_version"`
+	Transport     string `json:"transport"`
 }
 
 type published struct {
 	Path   string `json:"path"`
 	Digest string `json:"digest"`
+	URL    string `json:"url"`
+	Token  string `json:"token"`
 }
 
-// Publish implements trainer.Keeper: rank 0 writes a Hugging Face directory,
-// which must be seen by the servers.
+// Publish implements trainer.Keeper, by Options.Weights: rank 0 writes a Hugging
+// Face directory, which must be seen by the servers, or holds a copy of the
+// weights that it broadcasts to whoever asks for it.
 func (t *Trainer) Publish(ctx context.Context, policy rollout.Policy) (rollout.Offer, error) {
 	t.order.Lock()
 	defer t.order.Unlock()
@@ -32,7 +36,8 @@ func (t *Trainer) Publish(ctx context.Context, policy rollout.Policy) (rollout.O
 	if err != nil {
 		return fail(err)
 	}
-	answers, err := t.call(ctx, "publish", s.instance, same(publishBody{Incarnation: policy.Incarnation, PolicyVersion: policy.Version}))
+	body := publishBody{Incarnation: policy.Incarnation, PolicyVersion: policy.Version, Transport: string(t.options.Weights)}
+	answers, err := t.call(ctx, "publish", s.instance, same(body))
 	if err != nil {
 		return fail(err)
 	}
@@ -40,11 +45,33 @@ func (t *Trainer) Publish(ctx context.Context, policy rollout.Policy) (rollout.O
 	if err := answers[0].body(&p); err != nil {
 		return fail(err)
 	}
-	if len(p.Digest) != 64 || !filepath.IsAbs(p.Path) {
-		return fail(fmt.Errorf("%w: published at %q with digest %q", ErrFrame, p.Path, p.Digest))
+	offer, err := p.offer(policy, t.options.Weights)
+	if err != nil {
+		return fail(err)
 	}
+	return offer, nil
+}
+
+// offer checks what rank 0 published and makes an offer of it.
+func (p published) offer(policy rollout.Policy, by rollout.Transport) (rollout.Offer, error) {
 	policy.Digest = p.Digest
-	return rollout.Offer{Policy: policy, Transport: rollout.ByDirectory, Path: p.Path}, nil
+	offer := rollout.Offer{Policy: policy, Transport: by}
+	if len(p.Digest) != 64 {
+		return rollout.Offer{}, fmt.Errorf("%w: published with digest %q", ErrFrame, p.Digest)
+	}
+	switch by {
+	case rollout.ByNCCL:
+		if p.URL == "" || p.Token == "" {
+			return rollout.Offer{}, fmt.Errorf("%w: published for broadcasts at %q with a token of %d characters", ErrFrame, p.URL, len(p.Token))
+		}
+		offer.NCCL = &rollout.NCCLOffer{URL: p.URL, Token: p.Token}
+	default:
+		if !filepath.IsAbs(p.Path) {
+			return rollout.Offer{}, fmt.Errorf("%w: published at %q", ErrFrame, p.Path)
+		}
+		offer.Path = p.Path
+	}
+	return offer, nil
 }
 
 type saveBody struct {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/uadt-train/uadt-train/internal/bus"
+	"github.com/uadt-train/uadt-train/rollout"
 )
 
 // Options configures a Trainer.
@@ -29,6 +30,9 @@ type Options struct {
 	// KeepActivations holds on a GPU what the backward pass needs instead of
 	// computing it again: faster, with several times the memory. Default false.
 	KeepActivations bool
+	// Weights is how Publish hands weights out: rollout.ByDirectory (default), or
+	// rollout.ByNCCL: by broadcast, for which nothing is written.
+	Weights rollout.Transport
 	// Start is how long a full set may take to be there. Default 3 minutes.
 	Start time.Duration
 	// Silence is after how long without a heartbeat (there are two a second) a
@@ -65,6 +69,10 @@ func (o Options) prepare() (Options, error) {
 		}
 		require(*d.value > 0, "%s is %s, want above 0", d.name, *d.value)
 	}
+	if o.Weights == "" {
+		o.Weights = rollout.ByDirectory
+	}
+	require(o.Weights == rollout.ByDirectory || o.Weights == rollout.ByNCCL, "Weights is %q, want %q or %q", o.Weights, rollout.ByDirectory, rollout.ByNCCL)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}

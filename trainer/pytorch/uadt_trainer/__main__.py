@@ -35,6 +35,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--instance", default="", help="name of this set of ranks (default: a random one)")
     p.add_argument("--rendezvous", default="env://", help="where ranks meet, as init_process_group takes it")
     p.add_argument("--timeout", type=float, default=600.0, help="seconds that a collective may take")
+    host = "this host's address for rollout workers and servers that take weights by broadcast (default: %(default)s)"
+    p.add_argument("--address", default="127.0.0.1", help=host)
     p.add_argument("--watch-stdin", action="store_true", help="end when standard input is closed")
     return p.parse_args(arguments)
 
@@ -93,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     dtype = a.dtype if a.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
     seed = a.credentials.read_text().strip() if a.credentials else ""
     engine = EngineOptions(device, getattr(torch, dtype), a.work.resolve(), fetch=_nothing)
-    server = Server(BusOptions(a.bus, a.run, ranks.rank, seed, inbox(seed)), engine, ranks, instance)
+    server = Server(BusOptions(a.bus, a.run, ranks.rank, seed, inbox(seed)), engine, ranks, instance, a.address)
     where = (os.getpid(), instance, device, dtype)
     logging.info("rank %d of %d, process %d, instance %s, %s, %s", ranks.rank, ranks.world, *where)
     server.run(connect=30.0, stop=stop)

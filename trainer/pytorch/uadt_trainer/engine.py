@@ -315,6 +315,14 @@ class Engine:
         """Make the current weights a Hugging Face directory; return it and the digest of the weights."""
         return self._current().keeper.publish(f"{self.incarnation}.{version}")
 
+    def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Return copies of the weights on the device and on the host, for rank 0; the others get nothing."""
+        device = self._current().keeper.snapshot(self.options.device)
+        if self.options.device.type == "cpu":
+            return device, device
+        host = {n: t.to("cpu") for n, t in device.items()}  # waits for the device, so both are whole
+        return device, host
+
     def save(self, path: Path) -> tuple[threading.Event, list[Saved | Exception]]:
         """Snapshot now, write below path in the background; the event is set when it is durable or failed."""
         run = self._current()

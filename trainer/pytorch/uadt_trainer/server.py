@@ -22,6 +22,7 @@ from . import commands
 from .blobs import BlobAddress, BlobClient
 from .bus import Bus, BusError, BusOptions, Incoming
 from .encoder import Encoder
+from .endpoint import Endpoint
 from .engine import Engine, EngineOptions
 from .errors import CommandError
 from .frames import ANSWER, COMMAND, Fields, Frame, FrameError, decode, encode
@@ -29,7 +30,8 @@ from .images import ImageError
 from .keeper import Saved
 from .model import ArchitectureError
 from .ranks import Ranks
-from .weights import CheckpointError
+from .transfer import PolicyId, Transfer
+from .weights import CheckpointError, digest
 
 log = logging.getLogger("uadt_trainer")
 
@@ -45,11 +47,13 @@ class Stopped(Exception):
 class Server:
     """One rank of the trainer on the bus."""
 
-    def __init__(self, bus: BusOptions, engine: EngineOptions, ranks: Ranks, instance: str) -> None:
+    def __init__(self, bus: BusOptions, engine: EngineOptions, ranks: Ranks, instance: str, address: str) -> None:
         self._options, self._ranks, self._instance = engine, ranks, instance
         self._scope = 0  # incarnation of the coordinator on the bus
         self._engine: Engine | None = None
         self._encoder: Encoder | None = None
+        self._address = address  # of this host, for servers that take weights by broadcast
+        self._endpoint: Endpoint | None = None
         self._busy = ""
         self._step = 0
         self._bus = Bus(bus, self._describe)
@@ -88,6 +92,8 @@ class Server:
             for watcher in self._watchers:
                 watcher.join()
             self._bus.close()
+            if self._endpoint is not None:
+                self._endpoint.close()
 
     def _serve(self, incoming: Incoming) -> None:
         if incoming.incarnation < self._scope:
@@ -105,6 +111,8 @@ class Server:
             return
         if incoming.incarnation > self._scope or self._engine is None:
             self._scope, self._engine = incoming.incarnation, Engine(self._engine_options(), self._ranks)
+            if self._endpoint is not None:
+                self._endpoint.transfer.forget()
         self._busy = incoming.command
         try:
             message, tensors = self._execute(self._engine, incoming, frame, body)
@@ -163,11 +171,7 @@ class Server:
                 advantages = commands.read_advantages(frame, engine.shard(step))
                 return commands.write_report(engine.step(step, options, advantages)), {}
             case "publish":
-                incarnation, version = body.take("incarnation", int), body.take("policy_version", int)
-                body.done()
-                engine.fence(incarnation)
-                path, digest = engine.publish(version)
-                return {"path": str(path), "digest": digest}, {}
+                return self._publish(engine, body), {}
             case "save":
                 path = Path(body.take("path", str))
                 body.done()
@@ -188,6 +192,32 @@ class Server:
         engine.options = replace(engine.options, **how)
         engine.begin(stage)
         return {}, {}
+
+    def _publish(self, engine: Engine, body: Fields) -> dict[str, Any]:
+        """Make the weights a directory, or hold them for broadcasts and say where to ask for those."""
+        incarnation, version = body.take("incarnation", int), body.take("policy_version", int)
+        transport = body.take("transport", str)
+        body.done()
+        engine.fence(incarnation)
+        where = {"path": "", "digest": "", "url": "", "token": ""}
+        match transport:
+            case "directory":
+                path, found = engine.publish(version)
+                return where | {"path": str(path), "digest": found}
+            case "lora":
+                path, found = engine.publish_adapter(version)
+                return where | {"path": str(path), "digest": found}
+            case "nccl":
+                device, host = engine.snapshot()
+                if self._ranks.rank > 0:
+                    return where
+                if self._endpoint is None:
+                    self._endpoint = Endpoint(Transfer(engine.options.device, self._address), self._address)
+                policy = PolicyId(incarnation, version, digest(host))
+                self._endpoint.transfer.hold(policy, device, host)
+                return where | {"digest": policy.digest, "url": self._endpoint.url, "token": self._endpoint.token}
+        message = f"unknown transport {transport!r}"
+        raise FrameError(message)
 
     def _save(self, engine: Engine, incoming: Incoming, path: Path) -> None:
         """Answer a second time, at the key with a d behind it, when the checkpoint is durable."""
