@@ -9,6 +9,7 @@ import numpy as np
 
 from .engine import Scores, Stage
 from .frames import Fields, Frame, FrameError
+from .lora import LoRAOptions
 from .optim import AdamWOptions
 from .types import Denominators, Group, Part, Report, Shard, StepOptions, Trace
 
@@ -35,11 +36,19 @@ def read_stage(body: Fields) -> tuple[Stage, dict[str, Any]]:
         reference_digest=f.take("reference_digest", str),
         resume=Path(resume) if resume else None,
         step=f.take("step", int),
+        lora=_read_lora(Fields("stage.lora", f.take("lora", dict))),
     )
     f.done()
     how = {"max_pixels": body.take("max_pixels", int), "checkpointing": body.take("checkpointing", bool)}
     body.done()
     return stage, how
+
+
+def _read_lora(f: Fields) -> LoRAOptions | None:
+    """Read what adapters a stage trains; rank 0 is none."""
+    options = LoRAOptions(f.take("rank", int), f.take("alpha", float), f.texts("targets"), f.take("seed", int))
+    f.done()
+    return options if options.rank else None
 
 
 def read_shard(frame: Frame, body: Fields) -> Shard:

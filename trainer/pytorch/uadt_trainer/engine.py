@@ -7,6 +7,7 @@ weights as they are, and the step counts as done.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,14 +20,17 @@ import torch
 from .errors import BadStepError, CommandError, IncarnationError, NotBegunError, StepOrderError
 from .images import ImageSource
 from .keeper import Keeper, Saved, resume_step
+from .lora import Base, LoRAOptions, checkpoint_base, find_base
 from .loss import LossResult, TokenData, update_loss
-from .model import Policy
+from .model import Policy, TokenScores
 from .optim import AdamW, AdamWOptions
 from .ranks import Ranks
 from .selection import top_covariance, top_entropy
-from .shard import Flattener, Loaded, MicroBatch, by_trace
+from .shard import Flattener, Loaded, MicroBatch, Turn, by_trace
 from .types import Report, Shard, StepOptions
-from .weights import CheckpointError, read_tensors, stored_digest
+from .weights import CheckpointError, open_tensors, stored_digest
+
+AUTO, NONE, FULL = "auto", "none", "full"  # sharding: auto is full on several GPUs, and none elsewhere
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Stage:
     reference_digest: str = ""
     resume: Path | None = None
     step: int = 0
+    lora: LoRAOptions | None = None  # None trains the weights themselves
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class EngineOptions:
     fetch: Callable[[str], bytes]  # bytes of an image by digest
     max_pixels: int = 0  # 0 is the checkpoint's own
     checkpointing: bool = False
+    sharding: str = AUTO
 
 
 @dataclass
@@ -66,6 +72,7 @@ class _Running:
     optimizer: AdamW
     flattener: Flattener
     keeper: Keeper
+    sharded: bool
     step_done: int
     loaded: dict[int, Loaded]
 
@@ -99,11 +106,17 @@ class Engine:
         if incarnation < self.incarnation:
             raise IncarnationError(self.incarnation, incarnation)
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights are cut over the ranks."""
+        o = self.options
+        return self.ranks.world > 1 and (o.sharding == FULL or o.sharding == AUTO and o.device.type == "cuda")
+
     def begin(self, stage: Stage) -> None:
         """Make ready for a stage. What can be refused without loading weights is, before the old stage is dropped."""
         self.fence(stage.incarnation)
         self.incarnation = stage.incarnation
-        source = stage.resume / "policy" if stage.resume else stage.model
+        source = stage.resume / "policy" if stage.resume and not stage.lora else stage.model
         if stage.resume and (at := resume_step(stage.resume)) != stage.step:
             message = f"resume point {stage.resume} stands at step {at}, want {stage.step}"
             raise CheckpointError(message)
@@ -111,23 +124,45 @@ class Engine:
         if stage.reference is not None and (found := stored_digest(stage.reference)) != stage.reference_digest:
             message = f"reference {stage.reference} has digest {found}, want {stage.reference_digest}"
             raise CheckpointError(message)
+        base = self._base(stage)
         if self._running:
             self._running.keeper.wait()
         self._running = None
-        self._running = self._open(stage, source)
+        self._running = self._open(stage, source, base)
 
-    def _open(self, stage: Stage, source: Path) -> _Running:
+    def _base(self, stage: Stage) -> Base | None:
+        """Return what the stage's adapters are added to; None when it trains the weights themselves."""
+        if stage.lora is None:
+            if stage.resume and checkpoint_base(stage.resume):
+                message = f"{stage.resume} is of a stage that trained adapters (trainer.lora_rank), this one does not"
+                raise CheckpointError(message)
+            return None
+        if self.sharded:
+            message = "adapters are not trained with weights cut over ranks: want trainer.sharding none"
+            raise CheckpointError(message)
+        known = {stage.reference: stage.reference_digest} if stage.reference else {}
+        return find_base(stage.model, stage.resume, known)
+
+    def _open(self, stage: Stage, source: Path, base: Base | None) -> _Running:
         o = self.options
-        policy = Policy.load(source, o.device, o.dtype, o.checkpointing)
+        policy = Policy.load(source, o.device, o.dtype, o.checkpointing, sharded=self.sharded)
         policy.freeze(stage.frozen)
+        if stage.lora and base:
+            policy.adapt(stage.lora, base)
+        if self.sharded:
+            policy.shard()
         optimizer = AdamW(policy.model.named_parameters(), stage.optimizer)
         if stage.resume:
-            state, _ = read_tensors(stage.resume / "optimizer.safetensors")
-            optimizer.restore(state)
+            with open_tensors(stage.resume / "optimizer.safetensors") as state:
+                optimizer.restore(state)
         reference = None
-        if stage.reference is not None:
-            reference = Policy.load(stage.reference, o.device, o.dtype)
+        if stage.reference is not None and base and base.digest == stage.reference_digest:
+            reference = policy.without_adapters()
+        elif stage.reference is not None:
+            reference = Policy.load(stage.reference, o.device, o.dtype, sharded=self.sharded)
             reference.freeze(("vision", "projector", "language"))
+            if self.sharded:
+                reference.shard()
         images = ImageSource(source, policy.family, o.fetch, o.max_pixels)
         return _Running(
             stage=stage,
@@ -136,6 +171,7 @@ class Engine:
             optimizer=optimizer,
             flattener=Flattener(policy, images, o.device),
             keeper=Keeper(o.work, source, policy, optimizer, write=self.ranks.rank == 0),
+            sharded=self.sharded,
             step_done=stage.step,
             loaded={},
         )
@@ -158,11 +194,12 @@ class Engine:
         """Score a loaded shard under the current weights."""
         run, started = self._current(), time.perf_counter()
         loaded = self._loaded(run, step)
-        for micro in loaded.micro_batches:
-            scores = run.policy.score(micro.packed, micro.pixels, temperature, banned)
-            micro.old, micro.entropy = scores.logprobs, scores.entropies
-            if run.reference is not None:
-                micro.reference = run.reference.score(micro.packed, micro.pixels, temperature, banned).logprobs
+        for turn in self._turns(run, loaded, banned):
+            scores = _score(run.policy, turn, temperature, banned)
+            reference = _score(run.reference, turn, temperature, banned) if run.reference is not None else None
+            if turn.micro is not None:
+                turn.micro.old, turn.micro.entropy = scores.logprobs, scores.entropies
+                turn.micro.reference = reference.logprobs if reference is not None else None
         loaded.scored_with = (temperature, banned)
         old, entropy = by_trace(loaded, "old"), by_trace(loaded, "entropy")
         assert old is not None
@@ -204,47 +241,40 @@ class Engine:
         run.optimizer.zero_grad()
         sums: dict[str, torch.Tensor] = {}
         maxima: dict[str, torch.Tensor] = {}
-        for i, micro in enumerate(loaded.micro_batches):
-            result = self._backward(micro, values[i], kept[i], hit[i], options)
+        own = zip(values, kept, hit, strict=True)
+        for turn in self._turns(run, loaded, options.banned):
+            scores = _score(run.policy, turn, options.temperature, options.banned)
+            if turn.micro is None:
+                _backward(0 * scores.logprobs.sum())
+                continue
+            result = _loss(turn.micro, scores, *next(own), options)
+            _backward(result.loss)
             for name, value in result.sums.items():
                 sums[name] = sums[name] + value if name in sums else value
             for name, value in result.maxima.items():
                 maxima[name] = torch.maximum(maxima[name], value) if name in maxima else value
         computed = time.perf_counter()
-        self.ranks.sum_gradients(run.optimizer.gradients())
+        gradients = run.optimizer.gradients()
+        if not run.sharded:
+            self.ranks.sum_gradients(gradients)
         report = Report(step=step, tokens=sum(int(m.mask.sum()) for m in loaded.micro_batches))
         report.sums, report.maxima = _numbers(sums), _numbers(maxima)
         report.loss = sum(report.sums.get(n, 0.0) for n in ("policy", "kl", "bonus"))
         report.grad_norm = float(run.optimizer.grad_norm())
+        if run.sharded:
+            report.grad_norm = math.sqrt(self.ranks.sum([report.grad_norm**2])[0])
         report.seconds = {"train": computed - started, "reduce": time.perf_counter() - computed}
         return report, loaded
 
-    def _backward(
-        self,
-        micro: MicroBatch,
-        advantages: torch.Tensor,
-        kept: torch.Tensor | None,
-        hit: torch.Tensor | None,
-        options: StepOptions,
-    ) -> LossResult:
-        run = self._current()
-        scores = run.policy.score(micro.packed, micro.pixels, options.temperature, options.banned)
-        # Without a Score the weights are those of the batch's start, so old is what is trained, detached.
-        old = micro.old if micro.old is not None else scores.logprobs.detach()
-        data = TokenData(
-            mask=micro.mask,
-            rows=micro.rows,
-            num_rows=len(micro.traces),
-            advantages=advantages,
-            old=old,
-            reference=micro.reference,
-            rollout=micro.rollout,
-            entropy_kept=kept,
-            covariance_hit=hit,
-        )
-        result = update_loss(scores.logprobs, scores.entropies, data, options)
-        result.loss.backward()
-        return result
+    def _turns(self, run: _Running, loaded: Loaded, banned: Sequence[int]) -> list[Turn]:
+        """Return the forward passes of an update, of which sharded ranks make the same number in the same order."""
+        busy = None
+        if run.sharded:
+            busy = np.zeros((loaded.shard.micro_batches, 2))
+            for micro in loaded.micro_batches:
+                busy[micro.index] = 1, micro.pixels is not None
+            busy = self.ranks.largest(busy) > 0
+        return run.flattener.turns(loaded, busy, banned)
 
     def _select(
         self, micros: Sequence[MicroBatch], values: Sequence[torch.Tensor], options: StepOptions
@@ -315,6 +345,10 @@ class Engine:
         """Make the current weights a Hugging Face directory; return it and the digest of the weights."""
         return self._current().keeper.publish(f"{self.incarnation}.{version}")
 
+    def publish_adapter(self, version: int) -> tuple[Path, str]:
+        """Make the current adapters a peft directory; return it and the digest of the policy."""
+        return self._current().keeper.publish_adapter(f"{self.incarnation}.{version}")
+
     def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Return copies of the weights on the device and on the host, for rank 0; the others get nothing."""
         device = self._current().keeper.snapshot(self.options.device)
@@ -327,6 +361,40 @@ class Engine:
         """Snapshot now, write below path in the background; the event is set when it is durable or failed."""
         run = self._current()
         return run.keeper.save(path, run.step_done)
+
+
+def _score(policy: Policy, turn: Turn, temperature: float, banned: tuple[int, ...]) -> TokenScores:
+    return policy.score(turn.packed, turn.pixels, temperature, banned, turn.blank)
+
+
+def _loss(
+    micro: MicroBatch,
+    scores: TokenScores,
+    advantages: torch.Tensor,
+    kept: torch.Tensor | None,
+    hit: torch.Tensor | None,
+    options: StepOptions,
+) -> LossResult:
+    # Without a Score the weights are those of the batch's start, so old is what is trained, detached.
+    old = micro.old if micro.old is not None else scores.logprobs.detach()
+    data = TokenData(
+        mask=micro.mask,
+        rows=micro.rows,
+        num_rows=len(micro.traces),
+        advantages=advantages,
+        old=old,
+        reference=micro.reference,
+        rollout=micro.rollout,
+        entropy_kept=kept,
+        covariance_hit=hit,
+    )
+    return update_loss(scores.logprobs, scores.entropies, data, options)
+
+
+def _backward(loss: torch.Tensor) -> None:
+    """Add to the gradients; a row without images reaches nothing that is trained when only the vision side is."""
+    if loss.requires_grad:
+        loss.backward()
 
 
 def _numbers(values: dict[str, torch.Tensor]) -> dict[str, float]:

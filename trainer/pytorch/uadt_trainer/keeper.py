@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import shutil
 import threading
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from . import lora
+from .errors import CommandError
 from .model import Policy
 from .optim import AdamW
+from .sharding import whole
 from .weights import (
+    SINGLE,
     CheckpointError,
     digest,
     published_names,
@@ -35,6 +40,7 @@ class Saved:
     step: int
     policy: str = "policy"
     optimizer: str = OPTIMIZER
+    adapter: str = ""  # digest of the policy as an adapter on its base, where there is one
 
 
 def resume_step(directory: Path) -> int:
@@ -53,7 +59,7 @@ class Keeper:
         self._root = work / "policies"
         self._policy, self._optimizer, self._write = policy, optimizer, write
         self._names = published_names(policy.tensors(), stored_names(source))
-        self._files = side_files(source, policy.head.dtype)
+        self._files = side_files(source, policy.dtype)
         self._writing: threading.Thread | None = None
 
     def snapshot(self, device: torch.device) -> dict[str, torch.Tensor]:
@@ -61,19 +67,53 @@ class Keeper:
 
         Every rank calls it; ranks that do not write get nothing.
         """
-        if not self._write:
-            return {}
-        return {self._names[n]: t.detach().to(device, copy=True) for n, t in self._policy.tensors().items()}
+        return self._copies(((self._names[n], t) for n, t in self._weights()), device)
+
+    def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Go through the weights by the model's names, in the type it computes in, adapters merged."""
+        adapters, master = self._policy.adapters, self._optimizer.master
+        for name, tensor in self._policy.tensors().items():
+            weight = tensor.detach()
+            yield name, (adapters.merge(name, weight, master) if adapters else weight).to(self._policy.dtype)
+
+    def _copies(self, tensors: Iterable[tuple[str, torch.Tensor]], device: torch.device) -> dict[str, torch.Tensor]:
+        """Copy tensors, put together one after the other where they are cut over ranks."""
+        out = {}
+        for name, tensor in tensors:
+            part = whole(tensor)
+            if self._write:
+                out[name] = part.to(device, copy=True)
+        return out
 
     def publish(self, name: str) -> tuple[Path, str]:
         """Write the current weights; all but the last two published directories are removed."""
+        tensors = self.snapshot(HOST)
         if not self._write:
             return Path(), ""
-        tensors = self.snapshot(HOST)
-        found = digest(tensors)
+        return self._put(name, tensors, self._files, digest(tensors))
+
+    def publish_adapter(self, name: str) -> tuple[Path, str]:
+        """Write the current adapters alone, as peft does; directories are removed as by publish."""
+        adapters = self._policy.adapters
+        if adapters is None:
+            message = "the stage trains no adapters, so none can be published"
+            raise CommandError(message)
+        if not self._write:
+            return Path(), ""
+        tensors = adapters.snapshot(HOST)
+        return self._put(name, tensors, adapters.config(), adapters.digest(tensors), lora.WEIGHTS)
+
+    def _put(
+        self,
+        name: str,
+        tensors: Mapping[str, torch.Tensor],
+        files: Mapping[str, bytes],
+        found: str,
+        single: str = SINGLE,
+    ) -> tuple[Path, str]:
         path = self._root / f"{name}-{found[:12]}"
         self._root.mkdir(parents=True, exist_ok=True)
-        write_directory(path, tensors, self._files, durable=False)
+        write_directory(path, tensors, files, durable=False, single=single)
         others = sorted((p for p in self._root.iterdir() if p != path), key=lambda p: p.stat().st_mtime_ns)
         for old in others[: max(0, len(others) - KEPT + 1)]:
             shutil.rmtree(old, ignore_errors=True)
@@ -82,19 +122,25 @@ class Keeper:
     def save(self, path: Path, step: int) -> tuple[threading.Event, list[Saved | Exception]]:
         """Copy now and write below path on a thread; the event is set once the list holds how it went."""
         done, outcome = threading.Event(), []
+        self.wait()
+        tensors = self.snapshot(HOST)
+        state = self._copies(self._optimizer.state().items(), HOST)
         if not self._write:
             outcome.append(Saved("", step))
             done.set()
             return done, outcome
-        self.wait()
-        tensors = self.snapshot(HOST)
-        state = {n: t.detach().to(HOST, copy=True) for n, t in self._optimizer.state().items()}
+        metadata, adapters = {"step": str(step)}, self._policy.adapters
+        if adapters:
+            metadata["base"] = adapters.base.digest
+            alone = adapters.snapshot(HOST)
 
         def write() -> None:
             try:
                 write_directory(path / "policy", tensors, self._files, durable=True)
-                write_tensors(path / OPTIMIZER, state, {"step": str(step)})
-                outcome.append(Saved(digest(tensors), step))
+                if adapters:
+                    write_directory(path / "adapter", alone, adapters.config(), durable=True, single=lora.WEIGHTS)
+                write_tensors(path / OPTIMIZER, state, metadata)
+                outcome.append(Saved(digest(tensors), step, adapter=adapters.digest(alone) if adapters else ""))
             except Exception as error:  # noqa: BLE001 - reported to whoever waits
                 outcome.append(error)
             done.set()

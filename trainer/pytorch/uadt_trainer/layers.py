@@ -17,8 +17,11 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from .attention import attend
 from .packing import AttentionPlan
+from .sharding import through
 
 Weights = tuple[torch.Tensor, ...]
+Adapter = tuple[torch.Tensor, torch.Tensor, float] | None  # A [r, in], B [out, r], scale
+UNADAPTED: tuple[Adapter, ...] = (None,) * 7
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -43,6 +46,15 @@ def signed(sin: torch.Tensor) -> torch.Tensor:
     return torch.cat((-first, second), dim=-1)
 
 
+def project(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, adapter: Adapter) -> torch.Tensor:
+    """X [N, in] -> [N, out]: W x + b, and scale * B (A x) where there is an adapter."""
+    y = linear(x, weight, bias)
+    if adapter is None:
+        return y
+    a, b, scale = adapter
+    return y + linear(linear(x, a), b) * scale
+
+
 def text_layer(
     x: torch.Tensor,
     cos: torch.Tensor,
@@ -50,19 +62,22 @@ def text_layer(
     plan: tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int],
     eps: float,
     w: Weights,
+    adapters: tuple[Adapter, ...] = UNADAPTED,
 ) -> torch.Tensor:
-    """X [N, D] -> [N, D]; cos and signed sin are [N, 1, head]."""
+    """X [N, D] -> [N, D]; cos and signed sin are [N, 1, head]; adapters are of q, k, v, o, gate, up and down."""
     norm1, wq, bq, wk, bk, wv, bv, wo, norm2, gate, up, down = w
+    aq, ak, av, ao, a_gate, a_up, a_down = adapters
     cu_q, cu_k, index, max_q, max_k = plan
     head = cos.shape[-1]
     h = rms_norm(x, norm1, eps)
-    q = rotate(linear(h, wq, bq).unflatten(-1, (-1, head)), cos, sin)
-    k = rotate(linear(h, wk, bk).unflatten(-1, (-1, head)), cos, sin)
-    v = linear(h, wv, bv).unflatten(-1, (-1, head))
+    q = rotate(project(h, wq, bq, aq).unflatten(-1, (-1, head)), cos, sin)
+    k = rotate(project(h, wk, bk, ak).unflatten(-1, (-1, head)), cos, sin)
+    v = project(h, wv, bv, av).unflatten(-1, (-1, head))
     a = attend(q, k.index_select(0, index), v.index_select(0, index), cu_q, cu_k, (max_q, max_k), True)
-    x = x + linear(a.flatten(1), wo)
+    x = x + project(a.flatten(1), wo, None, ao)
     h = rms_norm(x, norm2, eps)
-    return x + linear(silu(linear(h, gate)) * linear(h, up), down)
+    inner = silu(project(h, gate, None, a_gate)) * project(h, up, None, a_up)
+    return x + project(inner, down, None, a_down)
 
 
 def vision_block(
@@ -126,9 +141,17 @@ def _compiled(layer: Callable[..., torch.Tensor], again: bool) -> Callable[..., 
 
 
 def run_text(
-    text: torch.nn.Module, stack: Stack, x: torch.Tensor, positions: torch.Tensor, plan: AttentionPlan
+    text: torch.nn.Module,
+    stack: Stack,
+    x: torch.Tensor,
+    positions: torch.Tensor,
+    plan: AttentionPlan,
+    adapted: bool = False,
 ) -> torch.Tensor:
-    """Run a Qwen2 or Qwen2.5-VL language model on embeddings [N, D]; positions are [3, 1, N] or [1, N]."""
+    """Run a Qwen2 or Qwen2.5-VL language model on embeddings [N, D]; positions are [3, 1, N] or [1, N].
+
+    adapted adds its adapters, where it has any.
+    """
     cos, sin = (_angles(text, t).unsqueeze(1) for t in text.rotary_emb(x[None], positions))
     sin = signed(sin)
     segments = (plan.cu_q, plan.cu_k, plan.key_index, plan.max_q, plan.max_k)
@@ -136,9 +159,15 @@ def run_text(
         for t in (cos, sin, plan.cu_q, plan.cu_k, plan.key_index):
             torch._dynamo.maybe_mark_dynamic(t, 0)  # noqa: SLF001
     for layer in text.layers:
-        eps = layer.input_layernorm.variance_epsilon
-        x = stack.run(text_layer, x, cos, sin, segments, eps, text_weights(layer))
+        x = through(layer, _run_text_layer, stack, adapted, x, cos, sin, segments)
     return rms_norm(x, text.norm.weight, text.norm.variance_epsilon)
+
+
+def _run_text_layer(
+    layer: torch.nn.Module, stack: Stack, adapted: bool, x: torch.Tensor, *arguments: object
+) -> torch.Tensor:
+    adapters = text_adapters(layer) if adapted else UNADAPTED
+    return stack.run(text_layer, x, *arguments, layer.input_layernorm.variance_epsilon, text_weights(layer), adapters)
 
 
 def _angles(text: torch.nn.Module, values: torch.Tensor) -> torch.Tensor:
@@ -165,6 +194,15 @@ def text_weights(layer: torch.nn.Module) -> Weights:
         a.o_proj.weight,
         layer.post_attention_layernorm.weight,
         *mlp,
+    )
+
+
+def text_adapters(layer: torch.nn.Module) -> tuple[Adapter, ...]:
+    """Return the adapters that text_layer takes, None for a projection that peft did not touch."""
+    a, m = layer.self_attn, layer.mlp
+    return tuple(
+        (p.lora_A["default"].weight, p.lora_B["default"].weight, p.scaling["default"]) if hasattr(p, "lora_A") else None
+        for p in (a.q_proj, a.k_proj, a.v_proj, a.o_proj, m.gate_proj, m.up_proj, m.down_proj)
     )
 
 

@@ -6,6 +6,7 @@ them packed embeddings, positions and attention plans, and freezes parts.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 from .layers import Stack, run_text
 from .logprobs import token_logprobs
+from .lora import Adapters, Base, LoRAOptions, plain_names
 from .packing import Packed
+from .sharding import cut, rest, through
 from .vision import Tower
 
 QWEN = "qwen2_5_vl"
@@ -49,10 +52,12 @@ class Policy:
     def __init__(self, model: PreTrainedModel, device: torch.device, stack: Stack) -> None:
         self.model = model
         self.device = device
+        self.dtype: torch.dtype = model.dtype  # that the model computes in
         self.family: str = model.config.model_type
         self._stack = stack
         self._tower = Tower(model.model.visual, stack) if self.family == QWEN else None
         self._frozen: frozenset[str] = frozenset()
+        self.adapters: Adapters | None = None
 
     @staticmethod
     def check(path: Path) -> str:
@@ -67,11 +72,17 @@ class Policy:
         return family
 
     @classmethod
-    def load(cls, path: Path, device: torch.device, dtype: torch.dtype, checkpointing: bool = False) -> Policy:
-        """Open a Hugging Face directory. On a GPU its layers are compiled."""
+    def load(
+        cls, path: Path, device: torch.device, dtype: torch.dtype, checkpointing: bool = False, sharded: bool = False
+    ) -> Policy:
+        """Open a Hugging Face directory. On a GPU its layers are compiled.
+
+        One that is to be sharded stays on the host until `shard` is called.
+        """
         family = cls.check(path)
         model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
-        model.to(device)
+        if not sharded:
+            model.to(device)
         model.train()
         if checkpointing and family == INTERN:
             model.model.vision_tower.gradient_checkpointing_enable({"use_reentrant": False})
@@ -101,6 +112,23 @@ class Policy:
             parameter.requires_grad_(self.part_of(name) not in parts)
         self._frozen = frozenset(parts)
 
+    def shard(self) -> None:
+        """Cut the weights over all ranks, each of which calls this once it is settled what is frozen."""
+        inner = self.model.model
+        blocks = inner.visual.blocks if self.family == QWEN else inner.vision_tower.encoder.layer
+        cut(self.model, (*blocks, *inner.language_model.layers), self.device, self.dtype)
+
+    def adapt(self, options: LoRAOptions, base: Base) -> None:
+        """Freeze all weights and add adapters, which are trained instead."""
+        self.freeze(("vision", "projector", "language"))
+        self.adapters = Adapters(self.model, options, base)
+
+    def without_adapters(self) -> Policy:
+        """Return the policy of the base: the same weights, and no copy of them."""
+        base = copy.copy(self)
+        base.adapters = None
+        return base
+
     def prompt_positions(self, prompt: np.ndarray, grids: Sequence[Sequence[int]]) -> np.ndarray:
         """Return the rotary positions [3, P] of a prompt with images of the given grids."""
         if self.family != QWEN:
@@ -122,7 +150,7 @@ class Policy:
 
         What is frozen, and nothing before it trained, builds no graph.
         """
-        values = pixels.values.to(self.device, self.head.dtype)
+        values = pixels.values.to(self.device, self.dtype)
         grad = torch.is_grad_enabled()
         if self._tower is None:
             with torch.set_grad_enabled(grad and not {"vision", "projector"} <= self._frozen):
@@ -136,8 +164,40 @@ class Policy:
         with torch.set_grad_enabled(grad and not {"vision", "projector"} <= self._frozen):
             return self._tower.merge(states, grids)
 
-    def score(self, packed: Packed, pixels: Pixels | None, temperature: float, banned: tuple[int, ...]) -> TokenScores:
-        """Run a packed row and return log-probability and entropy of every response token."""
+    def blank(self) -> Pixels:
+        """Return the smallest image there is, for a turn in which only other ranks have images."""
+        vision = self.model.config.vision_config
+        if self.family != QWEN:
+            return Pixels(torch.zeros(1, 3, *vision.image_size, device=self.device), None)
+        merge = vision.spatial_merge_size
+        values = torch.zeros(merge**2, 3 * vision.temporal_patch_size * vision.patch_size**2, device=self.device)
+        return Pixels(values, torch.tensor([[1, merge, merge]]))
+
+    def score(
+        self,
+        packed: Packed,
+        pixels: Pixels | None,
+        temperature: float,
+        banned: tuple[int, ...],
+        blank: Pixels | None = None,
+    ) -> TokenScores:
+        """Run a packed row and return log-probability and entropy of every response token.
+
+        A blank image goes through the vision tower and changes nothing: the gradient is 0.
+        """
+        out = through(self.model, lambda _: self._score(packed, pixels, temperature, banned, blank))
+        if not torch.is_grad_enabled():
+            rest(self.model)
+        return TokenScores(*out)
+
+    def _score(
+        self,
+        packed: Packed,
+        pixels: Pixels | None,
+        temperature: float,
+        banned: tuple[int, ...],
+        blank: Pixels | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         text = self.model.model.language_model
         embeds = text.get_input_embeddings()(packed.tokens)
         if pixels is not None:
@@ -146,15 +206,16 @@ class Policy:
                 message = f"{features.shape[0]} image features for {packed.image_slots.numel()} image tokens"
                 raise ValueError(message)
             embeds = embeds.index_copy(0, packed.image_slots, features)
+        if blank is not None:
+            embeds = embeds + 0 * self.image_features(blank).to(embeds.dtype).sum()
         positions = packed.positions[:, None] if self.family == QWEN else packed.positions[:1]
-        hidden = run_text(text, self._stack, embeds, positions, packed.plan)
+        hidden = run_text(text, self._stack, embeds, positions, packed.plan, self.adapters is not None)
         states = hidden.index_select(0, packed.predictors)
-        logprobs, entropies = token_logprobs(states, self.head, packed.targets, temperature, banned)
-        return TokenScores(logprobs, entropies)
+        return token_logprobs(states, self.head, packed.targets, temperature, banned)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return all weights by the model's own names, a tied head left out."""
-        tensors = dict(self.model.state_dict())
+        """Return all weights by the model's own names, a tied head and adapters left out."""
+        tensors = plain_names(self.model.state_dict())
         if self.model.config.tie_word_embeddings:
             tensors.pop("lm_head.weight", None)
         return tensors

@@ -1,7 +1,7 @@
 """What ranks do together: sums of gradients, and values of all ranks on every one.
 
-Data parallel: every rank holds the whole model and trains its own groups; the
-loss is divided by global denominators, so gradients are summed, never averaged.
+Data parallel: every rank trains its own groups and holds the whole model, or a part of it (sharding.py);
+the loss is divided by global denominators, so gradients are summed, never averaged.
 Every collective has the process group's time limit.
 """
 
@@ -45,6 +45,14 @@ class Ranks:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return tensor.tolist()
+
+    def largest(self, values: np.ndarray) -> np.ndarray:
+        """Return the maxima over ranks of arrays of one shape."""
+        if self.world == 1:
+            return values
+        tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)).to(self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor.cpu().numpy()
 
     def gather(self, values: np.ndarray) -> list[np.ndarray]:
         """Return the [n_r] float64 arrays of all ranks; lengths may differ."""

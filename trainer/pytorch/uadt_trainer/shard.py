@@ -26,9 +26,20 @@ class MicroBatch:
     rows: torch.Tensor  # int64
     rollout: torch.Tensor | None  # NaN where a trace has none
     order: np.ndarray  # [R, 3] int64: (group of the batch, trace, token)
+    index: int  # of the plan, in which other ranks have a micro-batch of this index too, or an empty one
     old: torch.Tensor | None = None
     reference: torch.Tensor | None = None
     entropy: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One forward pass, and perhaps a backward pass, that all ranks make together."""
+
+    packed: Packed
+    pixels: Pixels | None
+    micro: MicroBatch | None  # none: the row is a filler, only other ranks have something to do
+    blank: Pixels | None  # an image that counts for nothing, where only other ranks have images
 
 
 @dataclass
@@ -57,10 +68,10 @@ class Flattener:
         for index in range(shard.micro_batches):
             parts = [p for p in shard.parts if p.micro_batch == index]
             if parts:
-                loaded.micro_batches.append(self._pack(shard, parts, positions))
+                loaded.micro_batches.append(self._pack(shard, parts, positions, index))
         return loaded
 
-    def _pack(self, shard: Shard, parts: Sequence[Part], positions: Sequence[np.ndarray]) -> MicroBatch:
+    def _pack(self, shard: Shard, parts: Sequence[Part], positions: Sequence[np.ndarray], index: int) -> MicroBatch:
         packed = pack(
             [shard.groups[p.group] for p in parts],
             [(p.start, p.stop) for p in parts],
@@ -83,13 +94,40 @@ class Flattener:
             rows=torch.from_numpy(np.repeat(np.arange(len(picked)), lengths)).to(self._device),
             rollout=rollout,
             order=np.column_stack((np.repeat(places, lengths, axis=0), tokens)),
+            index=index,
         )
+
+    def turns(self, loaded: Loaded, busy: np.ndarray | None, banned: Sequence[int]) -> list[Turn]:
+        """Return the turns of an update.
+
+        `busy` [micro-batches, 2] says in which of them any rank has a row, and images; without it no rank
+        waits for another, and there is nothing to fill in.
+        """
+        if busy is None:
+            return [Turn(m.packed, m.pixels, m, None) for m in loaded.micro_batches]
+        own = {m.index: m for m in loaded.micro_batches}
+        out = []
+        for index, (row, images) in enumerate(busy):
+            micro = own.get(index)
+            blank = self._policy.blank() if images and (micro is None or micro.pixels is None) else None
+            if micro is not None:
+                out.append(Turn(micro.packed, micro.pixels, micro, blank))
+            elif row:
+                out.append(Turn(self._filler(banned), None, None, blank))
+        return out
+
+    def _filler(self, banned: Sequence[int]) -> Packed:
+        """Return a row of a prompt and a response of one token each, of an id that may be sampled."""
+        token = next(i for i in range(len(banned) + 2) if i not in banned and i != self._policy.image_token)
+        one = np.array([token], dtype=np.int32)
+        group = Group("", one, (), (Trace(one, np.ones(1, dtype=bool)),))
+        return pack([group], [(0, 1)], self._policy.image_token, [np.zeros((3, 1))]).to(self._device)
 
     def _pixels(self, digests: Sequence[str]) -> Pixels | None:
         pixels = self._images.pixels(digests)
         if pixels is None:
             return None
-        return Pixels(pixels.values.to(self._device, self._policy.head.dtype), pixels.grids)
+        return Pixels(pixels.values.to(self._device, self._policy.dtype), pixels.grids)
 
     def _check_parts(self, shard: Shard) -> None:
         seen = [np.zeros(len(g.traces), dtype=np.int64) for g in shard.groups]

@@ -15,6 +15,7 @@ import torch
 from torch.nn.functional import linear
 
 from .layers import Stack, block_weights, rms_norm, signed, vision_block
+from .sharding import through
 
 KEPT = 64  # layouts of image combinations that are kept
 THETA = 10000.0  # base of the tower's rotary angles
@@ -51,8 +52,11 @@ class Tower:
         x = x.unflatten(0, (-1, unit)).index_select(0, layout.order).flatten(0, 1)
         for i, block in enumerate(v.blocks):
             segments = layout.images if i in v.fullatt_block_indexes else layout.windows
-            x = self._stack.run(vision_block, x, layout.cos, layout.sin, segments, EPS, block_weights(block))
+            x = through(block, self._run_block, x, layout.cos, layout.sin, segments)
         return x
+
+    def _run_block(self, block: torch.nn.Module, x: torch.Tensor, *arguments: object) -> torch.Tensor:
+        return self._stack.run(vision_block, x, *arguments, EPS, block_weights(block))
 
     def merge(self, x: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
         """States [N, D] in window order -> features [M, D_text] in image order."""

@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -135,9 +137,14 @@ def side_files(source: Path, dtype: torch.dtype) -> dict[str, bytes]:
 
 
 def write_directory(
-    path: Path, tensors: Mapping[str, torch.Tensor], files: Mapping[str, bytes], durable: bool, shard: int = SHARD
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    files: Mapping[str, bytes],
+    durable: bool,
+    shard: int = SHARD,
+    single: str = SINGLE,
 ) -> None:
-    """Write a Hugging Face directory of tensors and side files.
+    """Write a Hugging Face directory of tensors and side files; `single` names the weights that fit one file.
 
     It appears at `path` complete or not at all. A policy that is offered to servers need not be
     durable: it is read at once, and made again after a crash.
@@ -158,7 +165,7 @@ def write_directory(
         shards[-1][name] = tensor
         room -= size
     if len(shards) == 1:
-        save_file(shards[0], building / SINGLE, {"format": "pt"})
+        save_file(shards[0], building / single, {"format": "pt"})
     else:
         _write_shards(building, shards)
     if durable:
@@ -190,13 +197,35 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
     _sync_entry(path.parent)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Read one safetensors file and its metadata."""
+class Rows(Protocol):
+    """A tensor of which rows can be taken, whether it is in memory or in a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its whole shape."""
+
+    def __getitem__(self, rows: slice) -> torch.Tensor: ...
+
+
+class _Stored:
+    """A tensor in an open safetensors file."""
+
+    def __init__(self, part: Any) -> None:
+        self._part = part
+        self.shape = tuple(part.get_shape())
+
+    def __getitem__(self, rows: slice) -> torch.Tensor:
+        return self._part[rows]
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[dict[str, Rows]]:
+    """Open one safetensors file; rows are read when they are taken, so that a rank reads its own only."""
     if not path.is_file():
         message = f"{path}: no such file"
         raise CheckpointError(message)
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+        yield {name: _Stored(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
 
 
 def read_metadata(path: Path) -> dict[str, str]:
