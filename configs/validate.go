@@ -80,6 +80,11 @@ func (c Config) validateStages(found *check) {
 		found.require(s.LearningRate > 0 && s.LearningRate < 1, key("learning_rate"), "%v is outside (0, 1)", s.LearningRate)
 		found.atLeast(key("warmup"), s.Warmup, 0)
 		found.oneOf(key("decay"), s.Decay, "constant", "linear", "cosine")
+		updates := s.Steps // of the optimizer
+		if s.Kind == trainer.RL {
+			updates *= max(1, c.GRPO.UpdatesPerRollout)
+		}
+		found.require(s.Decay == "constant" || s.Warmup <= updates, key("warmup"), "%d is more than the %d updates of the stage, over which the rate decays", s.Warmup, updates)
 		found.between(key("weight_decay"), s.WeightDecay, 0, 1)
 		for _, part := range s.Frozen {
 			found.oneOf(key("frozen"), string(part), "vision", "projector", "language")

@@ -48,6 +48,7 @@ func (m *Main) doctorCommand() *cobra.Command {
 		},
 	}
 	c.bind(cmd)
+	c.bindRehearse(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON lines")
 	return cmd
 }

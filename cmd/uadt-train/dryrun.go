@@ -1,9 +1,7 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -81,7 +79,7 @@ func missingFiles(c configs.Config) []string {
 	}
 	var missing []string
 	for _, path := range paths {
-		if _, err := os.Stat(path); !isPhantom(path) && errors.Is(err, fs.ErrNotExist) {
+		if absent(path) {
 			missing = append(missing, path)
 		}
 	}

@@ -52,8 +52,9 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 stopped and resumable,
 
 // configFlags are the flags of every command that reads a recipe.
 type configFlags struct {
-	file string
-	set  []string
+	file     string
+	set      []string
+	rehearse bool // see loadRehearsal
 }
 
 func (c *configFlags) bind(cmd *cobra.Command) {
@@ -61,7 +62,17 @@ func (c *configFlags) bind(cmd *cobra.Command) {
 	cmd.Flags().StringArrayVar(&c.set, "set", nil, "key=value, over the recipe; may be given again")
 }
 
+// bindRehearse adds --rehearse, for the commands that run a recipe or look at a
+// run to be.
+func (c *configFlags) bindRehearse(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&c.rehearse, "rehearse", false,
+		"make the recipe small: every stage for 2 steps, on phantoms where its data is not there; run NAME"+rehearsalSuffix)
+}
+
 func (c *configFlags) load(m *Main) (configs.Loaded, error) {
+	if c.rehearse {
+		return c.loadRehearsal(m)
+	}
 	return configs.Load(configs.Request{File: c.file, Set: c.set, Env: m.Env})
 }
 

@@ -30,6 +30,7 @@ type trainFlags struct {
 
 func (t *trainFlags) bind(cmd *cobra.Command) {
 	t.config.bind(cmd)
+	t.config.bindRehearse(cmd)
 	f := cmd.Flags()
 	f.StringVar(&t.run, "run", "", "name of the run (default name)")
 	f.StringVar(&t.runsDir, "runs-dir", "", "folder of run directories (default runs_dir)")
