@@ -6,6 +6,6 @@ import "github.com/spf13/cobra"
 func (m *Main) commands(w *watch) []*cobra.Command {
 	return []*cobra.Command{
 		m.workerCommand(w), m.serveCommand(w), m.evalCommand(), m.inferCommand(), m.rewardCommand(),
-		m.dataCommand(), m.modelCommand(), m.configCommand(), m.doctorCommand(),
+		m.dataCommand(), m.modelCommand(w), m.configCommand(), m.doctorCommand(),
 	}
 }

@@ -15,10 +15,10 @@ import (
 	"github.com/uadt-train/uadt-train/internal/safetensors"
 )
 
-// modelCommand makes, inspects and compares model directories.
-func (m *Main) modelCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "model", Short: "make, inspect and compare model directories"}
-	cmd.AddCommand(m.modelInit(), m.modelInspect(), m.modelCompare(), m.modelConvert())
+// modelCommand makes, inspects, compares and converts model directories.
+func (m *Main) modelCommand(w *watch) *cobra.Command {
+	cmd := &cobra.Command{Use: "model", Short: "make, inspect, compare and convert model directories"}
+	cmd.AddCommand(m.modelInit(), m.modelInspect(), m.modelCompare(), m.modelConvert(), m.modelImport(w))
 	return cmd
 }
 

@@ -30,6 +30,7 @@ var table = map[string][]string{
 	"internal/encode":        {"trainer", "rollout", "internal/tokenizer", "internal/vision"},
 	"internal/evaluate":      {"rollout", "reward"},
 	"internal/phantom":       {"internal/dataset", "rollout"},
+	"internal/internvl":      {"internal/checkpoint", "internal/safetensors", "internal/tokenizer"},
 	"internal/qwenvl":        {"internal/checkpoint", "internal/safetensors", "internal/qwenvl/kernel"},
 	"internal/qwenvl/kernel": {},
 	"internal/matmul":        {},

@@ -24,6 +24,9 @@ type Contents struct {
 	Files map[string][]byte
 	// Tensors holds all weights by name; nil writes no weights.
 	Tensors map[string]safetensors.Tensor
+	// Lazy holds all weights in place of Tensors; each is read when it is written,
+	// so that one is in memory at a time. Files must hold config.json then.
+	Lazy map[string]safetensors.Lazy
 	// ShardBytes is the largest weight file in bytes; 0 is DefaultShard. A single
 	// larger tensor has a file of its own.
 	ShardBytes int64
@@ -87,8 +90,18 @@ func fill(dir string, c Contents) (string, error) {
 			return "", fmt.Errorf("checkpoint: %w", err)
 		}
 	}
+	if c.Lazy != nil {
+		if err := writeWeights(dir, c); err != nil {
+			return "", err
+		}
+		return digestWritten(dir)
+	}
 	if c.Tensors == nil {
 		return "", durable.SyncDir(dir)
+	}
+	c.Lazy = make(map[string]safetensors.Lazy, len(c.Tensors))
+	for name, t := range c.Tensors {
+		c.Lazy[name] = safetensors.Lazy{DType: t.DType, Shape: t.Shape, Read: func() ([]byte, error) { return t.Data, nil }}
 	}
 	if err := writeWeights(dir, c); err != nil {
 		return "", err
@@ -96,9 +109,23 @@ func fill(dir string, c Contents) (string, error) {
 	return Digest(c.Tensors), durable.SyncDir(dir)
 }
 
+// digestWritten reads the weights of dir again, which their digest needs in
+// another order than they were written in.
+func digestWritten(dir string) (digest string, err error) {
+	model, err := Open(dir)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, model.Close()) }()
+	if digest, err = model.Digest(); err != nil {
+		return "", err
+	}
+	return digest, durable.SyncDir(dir)
+}
+
 // writeWeights writes the tensors as one file, or as shards and their index.
 func writeWeights(dir string, c Contents) error {
-	shards := split(c.Tensors, c.ShardBytes)
+	shards := split(c.Lazy, c.ShardBytes)
 	kept := map[string]bool{}
 	x := index{Metadata: map[string]any{}, WeightMap: map[string]string{}}
 	var total int64
@@ -109,13 +136,13 @@ func writeWeights(dir string, c Contents) error {
 		}
 		kept[file] = true
 		// transformers refuses a file without this metadata.
-		f := safetensors.File{Metadata: map[string]string{"format": "pt"}, Tensors: map[string]safetensors.Tensor{}}
+		metadata, tensors := map[string]string{"format": "pt"}, map[string]safetensors.Lazy{}
 		for _, name := range names {
-			f.Tensors[name] = c.Tensors[name]
+			tensors[name] = c.Lazy[name]
 			x.WeightMap[name] = file
-			total += int64(len(c.Tensors[name].Data))
+			total += size(c.Lazy[name])
 		}
-		if err := safetensors.WriteFile(filepath.Join(dir, file), f); err != nil {
+		if err := safetensors.WriteLazyFile(filepath.Join(dir, file), metadata, tensors); err != nil {
 			return fmt.Errorf("checkpoint: %w", err)
 		}
 	}
@@ -133,8 +160,14 @@ func writeWeights(dir string, c Contents) error {
 	return removeOthers(dir, kept)
 }
 
+// size is the number of bytes of l. A bad shape or type is refused when it is
+// written.
+func size(l safetensors.Lazy) int64 {
+	return int64(safetensors.Tensor{Shape: l.Shape}.Len()) * int64(l.DType.Size())
+}
+
 // split deals the tensors, in sorted order, into files of at most limit bytes.
-func split(tensors map[string]safetensors.Tensor, limit int64) [][]string {
+func split(tensors map[string]safetensors.Lazy, limit int64) [][]string {
 	if limit <= 0 {
 		limit = DefaultShard
 	}
@@ -143,15 +176,15 @@ func split(tensors map[string]safetensors.Tensor, limit int64) [][]string {
 		names = append(names, name)
 	}
 	sort.Strings(names)
-	shards, size := [][]string{nil}, int64(0)
+	shards, held := [][]string{nil}, int64(0)
 	for _, name := range names {
-		n := int64(len(tensors[name].Data))
-		if size > 0 && size+n > limit {
-			shards, size = append(shards, nil), 0
+		n := size(tensors[name])
+		if held > 0 && held+n > limit {
+			shards, held = append(shards, nil), 0
 		}
 		last := len(shards) - 1
 		shards[last] = append(shards[last], name)
-		size += n
+		held += n
 	}
 	return shards
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"sort"
 	"unicode/utf8"
@@ -62,11 +63,20 @@ func WriteTo(w io.Writer, f File) error {
 func order(f File) ([]string, error) {
 	names := make([]string, 0, len(f.Tensors))
 	for name, t := range f.Tensors {
-		if err := check(name, t); err != nil {
+		size, err := span(name, t)
+		if err != nil {
 			return nil, err
+		}
+		if len(t.Data) != size {
+			return nil, wrongData(name, t)
 		}
 		names = append(names, name)
 	}
+	return inOrder(f, names), nil
+}
+
+// inOrder sorts names into data order.
+func inOrder(f File, names []string) []string {
 	sort.Slice(names, func(i, j int) bool {
 		a, b := f.Tensors[names[i]].DType.Size(), f.Tensors[names[j]].DType.Size()
 		if a != b {
@@ -74,29 +84,31 @@ func order(f File) ([]string, error) {
 		}
 		return names[i] < names[j]
 	})
-	return names, nil
+	return names
 }
 
-// check says whether t may be written under name.
-func check(name string, t Tensor) error {
+// span says whether a tensor of t's type and shape may be written under name,
+// and how many bytes it has.
+func span(name string, t Tensor) (int, error) {
 	if name == metadataKey {
-		return fmt.Errorf("tensor name %q is reserved", name)
+		return 0, fmt.Errorf("tensor name %q is reserved", name)
 	}
 	if !utf8.ValidString(name) {
-		return fmt.Errorf("tensor name %q is not UTF-8", name)
+		return 0, fmt.Errorf("tensor name %q is not UTF-8", name)
 	}
 	size := t.DType.Size()
 	if size == 0 {
-		return fmt.Errorf("tensor %q: unknown element type %q", name, t.DType)
+		return 0, fmt.Errorf("tensor %q: unknown element type %q", name, t.DType)
 	}
 	n := t.Len()
-	if n < 0 {
-		return fmt.Errorf("tensor %q: bad shape %v", name, t.Shape)
+	if n < 0 || n > math.MaxInt/size {
+		return 0, fmt.Errorf("tensor %q: bad shape %v", name, t.Shape)
 	}
-	if len(t.Data)%size != 0 || len(t.Data)/size != n {
-		return fmt.Errorf("tensor %q: %d bytes of data for %s%v", name, len(t.Data), t.DType, t.Shape)
-	}
-	return nil
+	return n * size, nil
+}
+
+func wrongData(name string, t Tensor) error {
+	return fmt.Errorf("tensor %q: %d bytes of data for %s%v", name, len(t.Data), t.DType, t.Shape)
 }
 
 // entry is the header's description of one tensor.
@@ -106,7 +118,8 @@ type entry struct {
 	Offsets []int `json:"data_offsets"` // [begin, end) in the data section
 }
 
-// encodeHeader renders the padded JSON header and counts the data bytes.
+// encodeHeader renders the padded JSON header and counts the data bytes. It
+// looks at types and shapes only.
 func encodeHeader(f File, names []string) ([]byte, int, error) {
 	var out bytes.Buffer
 	out.WriteByte('{')
@@ -131,14 +144,15 @@ func encodeHeader(f File, names []string) ([]byte, int, error) {
 		if err != nil {
 			return nil, 0, fmt.Errorf("tensor name %q: %w", name, err)
 		}
-		value, err := json.Marshal(entry{t.DType, shape, []int{offset, offset + len(t.Data)}})
+		end := offset + t.Len()*t.DType.Size()
+		value, err := json.Marshal(entry{t.DType, shape, []int{offset, end}})
 		if err != nil {
 			return nil, 0, fmt.Errorf("tensor %q: %w", name, err)
 		}
 		out.Write(key)
 		out.WriteByte(':')
 		out.Write(value)
-		offset += len(t.Data)
+		offset = end
 	}
 	out.WriteByte('}')
 	for out.Len()%8 != 0 {

@@ -10,20 +10,7 @@ import (
 // file writes what was learnt as a tokenizer.json: bytes first, in byte order,
 // then merged tokens, then the added ones.
 func (l *learner) file() ([]byte, error) {
-	no, yes := false, true
-	level := component{Type: "ByteLevel", AddPrefixSpace: &no, TrimOffsets: &no, UseRegex: &no}
-	empty := ""
-	s := spec{
-		Version:    "1.0",
-		Normalizer: &component{Type: "NFC"},
-		PreTokenizer: &component{Type: "Sequence", Pretokenizers: []component{
-			{Type: "Split", Pattern: &map[string]string{"Regex": SplitPattern}, Behavior: "Isolated", Invert: &no},
-			level,
-		}},
-		Post:    &level,
-		Decoder: &component{Type: "ByteLevel", AddPrefixSpace: &yes, TrimOffsets: &yes, UseRegex: &yes},
-		Model:   modelSpec{Type: "BPE", Prefix: &empty, Suffix: &empty, Vocab: map[string]int32{}},
-	}
+	s := qwenSpec()
 	for id, b := range l.spelling {
 		s.Model.Vocab[spell([]byte(b))] = int32(id)
 	}
@@ -35,6 +22,24 @@ func (l *learner) file() ([]byte, error) {
 		s.Added = append(s.Added, addedSpec{ID: int32(len(l.spelling) + i), Content: a.Content, Special: a.Special})
 	}
 	return encodeJSON(s)
+}
+
+// qwenSpec is Qwen2's kind of tokenizer without a token.
+func qwenSpec() spec {
+	no, yes := false, true
+	level := component{Type: "ByteLevel", AddPrefixSpace: &no, TrimOffsets: &no, UseRegex: &no}
+	empty := ""
+	return spec{
+		Version:    "1.0",
+		Normalizer: &component{Type: "NFC"},
+		PreTokenizer: &component{Type: "Sequence", Pretokenizers: []component{
+			{Type: "Split", Pattern: &map[string]string{"Regex": SplitPattern}, Behavior: "Isolated", Invert: &no},
+			level,
+		}},
+		Post:    &level,
+		Decoder: &component{Type: "ByteLevel", AddPrefixSpace: &yes, TrimOffsets: &yes, UseRegex: &yes},
+		Model:   modelSpec{Type: "BPE", Prefix: &empty, Suffix: &empty, Vocab: map[string]int32{}},
+	}
 }
 
 // encodeJSON writes v indented, without escaping < and >, which special tokens
