@@ -27,6 +27,9 @@ type Source interface {
 // be shared by any number of engines.
 type Model struct {
 	Config Config
+	// Digest is that of the tensors as they are stored (checkpoint.Digest); ""
+	// when they did not come from a directory.
+	Digest string
 
 	embedding []float32 // [VocabSize][HiddenSize]
 	layers    []textLayer
@@ -61,7 +64,7 @@ type visionBlock struct {
 
 // LoadModel opens a checkpoint directory and packs its weights. Every tensor of
 // the config must be there with its shape and finite, and no other (a stored
-// head of a tied model is ignored).
+// head of a tied model is ignored). The digest is computed meanwhile.
 func LoadModel(dir string) (model *Model, err error) {
 	files, err := checkpoint.Open(dir)
 	if err != nil {
@@ -72,11 +75,14 @@ func LoadModel(dir string) (model *Model, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", dir, err)
 	}
+	digest := make(chan error, 1)
+	go func() { _, err := files.Digest(); digest <- err }()
 	model, err = NewModel(config, files)
-	if err != nil {
+	if err = errors.Join(err, <-digest); err != nil {
 		return nil, fmt.Errorf("%s: %w", dir, err)
 	}
-	return model, nil
+	model.Digest, err = files.Digest() // kept from above
+	return model, err
 }
 
 // NewModel packs the weights of a source.

@@ -85,33 +85,35 @@ func (s *Server) collectiveRPC(w http.ResponseWriter, r *http.Request) error {
 			"''NativeWorker' object has no attribute '%s'', please check the stack trace above for the root cause", *request.Method)
 	}
 	dir := or(request.Kwargs.WeightsPath, s.options.Dir)
-	if err := s.Reload(r.Context(), dir); err != nil {
+	digest, err := s.Reload(r.Context(), dir)
+	if err != nil {
 		return internalError("Call to collective_rpc method failed: Worker failed with error '%v'; "+
 			"the old weights stay loaded and the server goes on", err)
 	}
-	writeJSON(w, http.StatusOK, map[string]any{"results": []any{nil}})
+	writeJSON(w, http.StatusOK, map[string]any{"results": []any{nil}, "weights_digest": digest})
 	return nil
 }
 
 // Reload replaces the weights by those of a checkpoint directory, whose
 // architecture must be the same and whose tokenizer, if it has one, too. It
-// drops every cache. When it fails, the old weights stay and nothing changes.
-func (s *Server) Reload(ctx context.Context, dir string) error {
+// drops every cache and returns the digest of the new weights. When it fails,
+// the old weights stay and nothing changes.
+func (s *Server) Reload(ctx context.Context, dir string) (digest string, err error) {
 	s.reload.Lock()
 	defer s.reload.Unlock()
 	if err := s.sameTokenizer(dir); err != nil {
-		return err
+		return "", err
 	}
 	model, err := qwenvl.LoadModel(dir)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if err := s.engine.Swap(ctx, model); err != nil {
-		return err
+		return "", err
 	}
 	s.images.clear()
-	s.options.Log.Info("weights loaded", "dir", dir)
-	return nil
+	s.options.Log.Info("weights loaded", "dir", dir, "digest", model.Digest)
+	return model.Digest, nil
 }
 
 func (s *Server) sameTokenizer(dir string) error {

@@ -118,7 +118,17 @@ func TestReloadServesNewWeights(t *testing.T) {
 		t.Fatal("two checkpoints answer alike")
 	}
 	reload := object{"method": "reload_weights", "kwargs": object{"weights_path": next}}
-	k.ok("POST", "/collective_rpc", reload)
+	files, err := checkpoint.Open(next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest, err := files.Digest()
+	if err := errors.Join(err, files.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if got := k.ok("POST", "/collective_rpc", reload)["weights_digest"]; got != digest {
+		t.Errorf("loaded %v, want %s", got, digest)
+	}
 	// No cache was dropped by hand: prompt, image and text are those of before.
 	if got := sampled(t, choicesOf(k.ok("POST", "/v1/chat/completions", body))[0]); got != want {
 		t.Error("after a bare reload the answer is not that of the new weights")

@@ -180,7 +180,7 @@ func (f *Fleet) change(ctx context.Context, s *server, offer rollout.Offer) (too
 	if err == nil {
 		switch offer.Transport {
 		case rollout.ByDirectory:
-			err = s.reload(ctx, offer.Path)
+			err = s.reload(ctx, offer)
 		case rollout.ByNCCL:
 			err = s.receive(ctx, coming)
 		}

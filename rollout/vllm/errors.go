@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+
+	"github.com/uadt-train/uadt-train/rollout"
 )
 
 // StatusError is an answer of a server that is not 200.
@@ -45,6 +47,19 @@ func (e *GarbageError) Error() string {
 
 // Unwrap returns the cause.
 func (e *GarbageError) Unwrap() error { return e.Err }
+
+// DigestError says that a server loaded other weights than were offered: the
+// directory was changed after it was published, or is another one on that host.
+type DigestError struct {
+	Server string
+	Policy rollout.Policy // offered, with the digest of its weights
+	Loaded string         // digest that the server reports
+}
+
+// Error implements error.
+func (e *DigestError) Error() string {
+	return fmt.Sprintf("server %s: loaded weights %s for policy %s, want %s", e.Server, e.Loaded, e.Policy, e.Policy.Digest)
+}
 
 // The causes with which requests in flight are ended because of what their
 // server does; they are retried elsewhere.

@@ -4,10 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/uadt-train/uadt-train/internal/checkpoint"
 	"github.com/uadt-train/uadt-train/internal/micro"
 	"github.com/uadt-train/uadt-train/internal/serve"
 	"github.com/uadt-train/uadt-train/rollout"
@@ -75,6 +78,49 @@ func TestNativeConformance(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestNativeRefusesOtherBytes: a directory whose weights changed between publish
+// and adopt is not sampled from, though it loads and answers.
+func TestNativeRefusesOtherBytes(t *testing.T) {
+	dirs, digests := nativeWeights(t, 2)
+	fleet, err := NewFleet(Options{Servers: []string{nativeServer(t, dirs[0])}, ProbeEvery: 20 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := fleet.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	offer := func(version int) rollout.Offer {
+		return rollout.Offer{
+			Policy:    rollout.Policy{Incarnation: 1, Version: version, Digest: digests[version]},
+			Transport: rollout.ByDirectory, Path: dirs[version],
+		}
+	}
+	if _, err := fleet.Adopt(bounded(t), offer(0)); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dirs[1], checkpoint.WeightsFile)
+	weights, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	weights[len(weights)-2] ^= 1 // a bit of the last weight, finite still
+	if err := os.WriteFile(path, weights, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = fleet.Adopt(bounded(t), offer(1))
+	var quorum *rollout.QuorumError
+	if !errors.As(err, &quorum) || !strings.Contains(err.Error(), "want "+digests[1]) {
+		t.Errorf("got %v, want a refusal with the offered digest", err)
+	}
+	if s := fleet.Servers()[0]; s.State != StateDead || s.Live == offer(1).Policy || !strings.Contains(s.Why, "must be restarted") {
+		t.Errorf("%+v, want dead until restarted", s)
+	}
+	_, err = fleet.Sample(bounded(t), jobOf("j", offer(0).Policy))
+	wantDrop(t, err, rollout.ReasonStale, "")
 }
 
 // TestNativeRetryIsTheSame: a job that fails on one native server and is tried

@@ -77,16 +77,24 @@ func TestProbesOfGarbage(t *testing.T) {
 func TestReloadOfRealServer(t *testing.T) {
 	routes := map[string]string{"/pause": "pause_wait", "/resume": "resume_wait", "/collective_rpc": "collective_rpc_reload_weights_path",
 		"/reset_prefix_cache": "reset_prefix_cache", "/reset_mm_cache": "reset_mm_cache", "/reset_encoder_cache": "reset_encoder_cache"}
-	if err := replay(t, routes).reload(context.Background(), "/x"); err != nil {
+	if err := replay(t, routes).reload(context.Background(), offerOf(0)); err != nil {
 		t.Error(err)
 	}
 	var failed *reloadError
 	routes["/collective_rpc"] = "collective_rpc_missing_path"
-	if err := replay(t, routes).reload(context.Background(), "/x"); !errors.As(err, &failed) || !failed.broken || !strings.Contains(err.Error(), "Repo id") {
+	if err := replay(t, routes).reload(context.Background(), offerOf(0)); !errors.As(err, &failed) || !failed.broken || !strings.Contains(err.Error(), "Repo id") {
 		t.Errorf("a path that is missing: %v", err)
 	}
+	routes["/collective_rpc"] = `raw:{"results":[null],"weights_digest":"d0"}`
+	if err := replay(t, routes).reload(context.Background(), offerOf(0)); err != nil {
+		t.Errorf("the offered weights: %v", err)
+	}
+	var other *DigestError
+	if err := replay(t, routes).reload(context.Background(), offerOf(1)); !errors.As(err, &failed) || !failed.broken || !errors.As(err, &other) || other.Loaded != "d0" {
+		t.Errorf("other weights than offered: %v", err)
+	}
 	routes["/pause"] = "pause_bogus"
-	if err := replay(t, routes).reload(context.Background(), "/x"); !errors.As(err, &failed) || failed.broken {
+	if err := replay(t, routes).reload(context.Background(), offerOf(0)); !errors.As(err, &failed) || failed.broken {
 		t.Errorf("a pause that is refused: %v", err)
 	}
 }

@@ -33,13 +33,14 @@ func (e *reloadError) Unwrap() error { return e.err }
 // cache of encoded images; without that, the old weights answer from it, and
 // stock vLLM dies at the next image it has seen before. They are dropped again
 // after the load, because requests that others sent meanwhile may have filled
-// them.
-func (c *client) reload(ctx context.Context, path string) error {
+// them. A server that reports the digest of what it loaded, as ours does and
+// stock vLLM does not, must report the offered one.
+func (c *client) reload(ctx context.Context, offer rollout.Offer) error {
 	if _, err := c.post(ctx, "/pause?mode=wait&clear_cache=true", nil); err != nil {
 		return &reloadError{false, err}
 	}
 	body, err := json.Marshal(map[string]any{
-		"method": "reload_weights", "kwargs": map[string]any{"weights_path": path},
+		"method": "reload_weights", "kwargs": map[string]any{"weights_path": offer.Path},
 	})
 	if err != nil {
 		return &reloadError{false, err}
@@ -48,8 +49,12 @@ func (c *client) reload(ctx context.Context, path string) error {
 	if err != nil {
 		return &reloadError{true, err}
 	}
-	if err := checkResults(data); err != nil {
+	loaded, err := parseResults(data)
+	if err != nil {
 		return &reloadError{true, &GarbageError{c.id, err}}
+	}
+	if want := offer.Policy.Digest; loaded != "" && want != "" && loaded != want {
+		return &reloadError{true, &DigestError{c.id, offer.Policy, loaded}}
 	}
 	return c.freshen(ctx)
 }
@@ -68,18 +73,20 @@ func (c *client) post(ctx context.Context, route string, body []byte) ([]byte, e
 	return c.do(ctx, http.MethodPost, route, body, probeLimit)
 }
 
-// checkResults reads the answer of collective_rpc: one null for each worker.
-func checkResults(data []byte) error {
+// parseResults reads the answer of collective_rpc: one null for each worker, and
+// on some servers the digest of the weights that were loaded.
+func parseResults(data []byte) (digest string, err error) {
 	var answer struct {
 		Results []json.RawMessage `json:"results"`
+		Digest  string            `json:"weights_digest"`
 	}
 	if err := json.Unmarshal(data, &answer); err != nil {
-		return err
+		return "", err
 	}
 	if len(answer.Results) == 0 {
-		return errors.New("reload_weights was answered by no worker")
+		return "", errors.New("reload_weights was answered by no worker")
 	}
-	return nil
+	return answer.Digest, nil
 }
 
 // canary asks for one token under policy and checks the answer: proof that the
