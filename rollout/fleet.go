@@ -74,6 +74,9 @@ type Offer struct {
 	Policy    Policy    `json:"policy"`
 	Transport Transport `json:"transport"`
 	Path      string    `json:"path,omitempty"` // directory or adapter directory, absolute
+	// Base is the directory of the weights that an adapter is added to, which
+	// servers must have been started on; empty for other transports.
+	Base string `json:"base,omitempty"`
 	// NCCL says where the broadcast is asked for; nil otherwise.
 	NCCL *NCCLOffer `json:"nccl,omitempty"`
 }

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 
 	"github.com/uadt-train/uadt-train/internal/bus"
+	"github.com/uadt-train/uadt-train/rollout"
 	"github.com/uadt-train/uadt-train/trainer"
 	"github.com/uadt-train/uadt-train/trainer/graph"
 	"github.com/uadt-train/uadt-train/trainer/remote"
@@ -31,6 +32,10 @@ func (r *running) openTrainer(ctx context.Context, a assembly) (trainer.Backend,
 	options := remote.Options{
 		Conn: a.bus.conn, Scope: bus.Scope{Run: r.config.Name, Incarnation: a.bus.incarnation},
 		Ranks: r.config.Trainer.Ranks, MaxPixels: r.config.Model.MaxPixels, Command: r.config.Trainer.Timeout, Log: r.log,
+		Weights: rollout.Transport(r.config.Trainer.Weights),
+	}
+	if t := r.config.Trainer; t.LoRARank > 0 {
+		options.LoRA = &remote.LoRA{Rank: t.LoRARank, Alpha: t.LoRAAlpha, Targets: t.LoRATargets}
 	}
 	if r.config.Trainer.Launch == "local" {
 		launch := &remote.Launch{

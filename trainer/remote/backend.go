@@ -23,6 +23,7 @@ type stageMessage struct {
 	ReferenceDigest string             `json:"reference_digest"`
 	Resume          string             `json:"resume"`
 	Step            int                `json:"step"`
+	LoRA            loraMessage        `json:"lora"`
 }
 
 type beginBody struct {
@@ -59,7 +60,7 @@ func (t *Trainer) Begin(ctx context.Context, s trainer.Stage) error {
 	if body.Stage.Resume != "" {
 		model = filepath.Join(body.Stage.Resume, "policy")
 	}
-	t.stage = &stage{instance: instance, model: model, done: s.Step, loaded: map[int]*layout{}}
+	t.stage = &stage{instance: instance, base: body.Stage.Model, model: model, done: s.Step, loaded: map[int]*layout{}}
 	return nil
 }
 
@@ -75,7 +76,7 @@ func (t *Trainer) beginBody(s trainer.Stage) (beginBody, error) {
 	}
 	o := s.Optimizer
 	m := stageMessage{
-		Incarnation: s.Incarnation, Name: s.Name, Model: absolute(s.Model), Frozen: []string{}, Resume: absolute(s.Resume), Step: s.Step,
+		Incarnation: s.Incarnation, Name: s.Name, Model: absolute(s.Model), Frozen: []string{}, Resume: absolute(s.Resume), Step: s.Step, LoRA: t.options.LoRA.message(s.Seed),
 		Optimizer: map[string]float64{"beta1": or(o.Beta1, 0.9), "beta2": or(o.Beta2, 0.999), "epsilon": or(o.Epsilon, 1e-8), "weight_decay": o.WeightDecay},
 	}
 	for _, p := range s.Frozen {
@@ -87,8 +88,8 @@ func (t *Trainer) beginBody(s trainer.Stage) (beginBody, error) {
 	if s.Reference != nil {
 		m.Reference, m.ReferenceDigest = absolute(s.Reference.Path), s.Reference.Digest
 	}
-	if s.Model == "" && s.Resume == "" {
-		errs = append(errs, errors.New("neither a model nor a resume point is given"))
+	if s.Model == "" && (s.Resume == "" || t.options.LoRA != nil) {
+		errs = append(errs, errors.New("the model that the stage starts from, or started from, is not given"))
 	}
 	return beginBody{Stage: m, MaxPixels: t.options.MaxPixels, Checkpointing: !t.options.KeepActivations}, errors.Join(errs...)
 }

@@ -24,8 +24,8 @@ type published struct {
 }
 
 // Publish implements trainer.Keeper, by Options.Weights: rank 0 writes a Hugging
-// Face directory, which must be seen by the servers, or holds a copy of the
-// weights that it broadcasts to whoever asks for it.
+// Face directory or an adapter's, which must be seen by the servers, or holds a
+// copy of the weights that it broadcasts to whoever asks for it.
 func (t *Trainer) Publish(ctx context.Context, policy rollout.Policy) (rollout.Offer, error) {
 	t.order.Lock()
 	defer t.order.Unlock()
@@ -48,6 +48,9 @@ func (t *Trainer) Publish(ctx context.Context, policy rollout.Policy) (rollout.O
 	offer, err := p.offer(policy, t.options.Weights)
 	if err != nil {
 		return fail(err)
+	}
+	if offer.Transport == rollout.ByLoRA {
+		offer.Base = s.base
 	}
 	return offer, nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/uadt-train/uadt-train/internal/bus"
@@ -30,9 +31,13 @@ type Options struct {
 	// KeepActivations holds on a GPU what the backward pass needs instead of
 	// computing it again: faster, with several times the memory. Default false.
 	KeepActivations bool
-	// Weights is how Publish hands weights out: rollout.ByDirectory (default), or
-	// rollout.ByNCCL: by broadcast, for which nothing is written.
+	// Weights is how Publish hands weights out: rollout.ByDirectory (default);
+	// rollout.ByNCCL: by broadcast, for which nothing is written; or
+	// rollout.ByLoRA: the adapters alone, on what the stage started from.
 	Weights rollout.Transport
+	// LoRA is what adapters are trained in place of the weights; nil (default) is
+	// none.
+	LoRA *LoRA
 	// Start is how long a full set may take to be there. Default 3 minutes.
 	Start time.Duration
 	// Silence is after how long without a heartbeat (there are two a second) a
@@ -72,7 +77,14 @@ func (o Options) prepare() (Options, error) {
 	if o.Weights == "" {
 		o.Weights = rollout.ByDirectory
 	}
-	require(o.Weights == rollout.ByDirectory || o.Weights == rollout.ByNCCL, "Weights is %q, want %q or %q", o.Weights, rollout.ByDirectory, rollout.ByNCCL)
+	transports := []rollout.Transport{rollout.ByDirectory, rollout.ByNCCL, rollout.ByLoRA}
+	require(slices.Contains(transports, o.Weights), "Weights is %q, want one of %q", o.Weights, transports)
+	require(o.Weights != rollout.ByLoRA || o.LoRA != nil, "Weights is %q, but LoRA is missing", o.Weights)
+	if o.LoRA != nil {
+		lora, err := o.LoRA.prepare()
+		o.LoRA = &lora
+		errs = append(errs, err)
+	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}

@@ -53,7 +53,8 @@ type rankState struct {
 // stage is what Begin has begun.
 type stage struct {
 	instance string
-	model    string // directory that the stage started from
+	base     string // directory that the stage started from at first
+	model    string // directory that it started from this time
 	done     int    // optimizer steps
 	loaded   map[int]*layout
 	broken   error // why nothing works until the next Begin
