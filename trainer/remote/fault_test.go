@@ -332,8 +332,8 @@ func TestEncodeCrossesTheWire(t *testing.T) {
 }
 
 func TestOptionsReportEverythingAtOnce(t *testing.T) {
-	_, err := Options{Ranks: -1, Silence: -1, MaxPixels: -1, Launch: &Launch{Threads: -1}}.prepare()
-	for _, words := range []string{"Conn is missing", "Scope.Run", "Scope.Incarnation is 0", "Ranks is -1", "Silence is", "MaxPixels", "Python of Launch", "Bus of Launch", "below 0"} {
+	_, err := Options{Ranks: -1, Silence: -1, MaxPixels: -1, Launch: &Launch{Threads: -1, Sharding: "half"}}.prepare()
+	for _, words := range []string{"Conn is missing", "Scope.Run", "Scope.Incarnation is 0", "Ranks is -1", "Silence is", "MaxPixels", "Sharding of Launch is", "Python of Launch", "Bus of Launch", "below 0"} {
 		if err == nil || !strings.Contains(err.Error(), words) {
 			t.Errorf("the error does not say %q: %v", words, err)
 		}

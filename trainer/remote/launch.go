@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -38,6 +39,10 @@ type Launch struct {
 	// Address is that of this machine for workers and servers that take weights
 	// by broadcast. Default 127.0.0.1: they are here too.
 	Address string
+	// Sharding says whether ranks cut weights, gradients and optimizer state
+	// between them: full; none, each holds all of it; or auto (default), full on
+	// several GPUs.
+	Sharding string
 	// Threads is the number of CPU threads of each rank. Default: PyTorch's.
 	Threads int
 	// Collective is how long ranks wait for each other. Default 10 minutes.
@@ -61,6 +66,12 @@ func (l Launch) prepare() (Launch, error) {
 	}
 	if l.DType == "" {
 		l.DType = "auto"
+	}
+	if l.Sharding == "" {
+		l.Sharding = "auto"
+	}
+	if !slices.Contains([]string{"auto", "none", "full"}, l.Sharding) {
+		errs = append(errs, fmt.Errorf("option Sharding of Launch is %q, want auto, none or full", l.Sharding))
 	}
 	if l.Collective == 0 {
 		l.Collective = 10 * time.Minute
@@ -161,7 +172,7 @@ type place struct{ rank, of int }
 
 // startRank starts one process; a goroutine that kill waits for reaps it.
 func (p *processes) startRank(l Launch, run, work string, at place) (err error) {
-	args := []string{"-m", "uadt_trainer", "--bus", l.Bus, "--run", run, "--work", work, "--device", l.Device, "--dtype", l.DType,
+	args := []string{"-m", "uadt_trainer", "--bus", l.Bus, "--run", run, "--work", work, "--device", l.Device, "--dtype", l.DType, "--sharding", l.Sharding,
 		"--instance", p.instance, "--timeout", strconv.FormatFloat(l.Collective.Seconds(), 'f', -1, 64), "--watch-stdin"}
 	if l.Credentials != "" {
 		args = append(args, "--credentials", l.Credentials)

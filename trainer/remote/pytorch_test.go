@@ -29,10 +29,15 @@ func python(t *testing.T) string {
 // outlive the coordinators: every Open is a new coordinator, with a higher
 // incarnation, on the same ranks.
 func TestConformancePyTorch(t *testing.T) {
-	for _, ranks := range []int{1, 2} {
-		t.Run(fmt.Sprintf("%d ranks", ranks), func(t *testing.T) {
+	for _, set := range []struct {
+		ranks    int
+		sharding string
+	}{{1, "none"}, {2, "none"}, {2, "full"}} {
+		ranks := set.ranks
+		t.Run(fmt.Sprintf("%d ranks, sharding %s", ranks, set.sharding), func(t *testing.T) {
 			k := newModelKit(t, "conformance")
 			launch := k.launch(t, python(t))
+			launch.Sharding = set.sharding
 			set, err := launch.start(k.run, ranks)
 			if err != nil {
 				t.Fatal(err)

@@ -65,7 +65,7 @@ def run(case: dict[str, Any], ranks: Ranks, folder: Path) -> None:
         folder / "work",
         store.fetch,
         checkpointing=case.get("checkpointing", False),
-        sharding=case["sharding"],
+        sharding=case["sharding"] == "full",
     )
     engine = Engine(o, ranks)
     model, resume = Path(case["model"]), case.get("resume")

@@ -31,6 +31,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--credentials", type=Path, help="file with the trainer's nkey seed")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: cuda where there is one)")
     p.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    p.add_argument(
+        "--sharding",
+        default="auto",
+        choices=("auto", "none", "full"),
+        help="full: ranks cut weights, gradients and optimizer state between them; "
+        "none: each holds all of it (default: full on GPUs)",
+    )
     p.add_argument("--threads", type=int, default=0, help="CPU threads of PyTorch (default: its own choice)")
     p.add_argument("--instance", default="", help="name of this set of ranks (default: a random one)")
     p.add_argument("--rendezvous", default="env://", help="where ranks meet, as init_process_group takes it")
@@ -94,7 +101,8 @@ def main(arguments: list[str] | None = None) -> int:
     ranks, instance = join(a, device)
     dtype = a.dtype if a.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
     seed = a.credentials.read_text().strip() if a.credentials else ""
-    engine = EngineOptions(device, getattr(torch, dtype), a.work.resolve(), fetch=_nothing)
+    sharding = a.sharding == "full" or a.sharding == "auto" and device.type == "cuda"
+    engine = EngineOptions(device, getattr(torch, dtype), a.work.resolve(), fetch=_nothing, sharding=sharding)
     server = Server(BusOptions(a.bus, a.run, ranks.rank, seed, inbox(seed)), engine, ranks, instance, a.address)
     where = (os.getpid(), instance, device, dtype)
     logging.info("rank %d of %d, process %d, instance %s, %s, %s", ranks.rank, ranks.world, *where)

@@ -30,8 +30,6 @@ from .shard import Flattener, Loaded, MicroBatch, Turn, by_trace
 from .types import Report, Shard, StepOptions
 from .weights import CheckpointError, open_tensors, stored_digest
 
-AUTO, NONE, FULL = "auto", "none", "full"  # sharding: auto is full on several GPUs, and none elsewhere
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -59,7 +57,7 @@ class EngineOptions:
     fetch: Callable[[str], bytes]  # bytes of an image by digest
     max_pixels: int = 0  # 0 is the checkpoint's own
     checkpointing: bool = False
-    sharding: str = AUTO
+    sharding: bool = False  # several ranks cut the weights between them
 
 
 @dataclass
@@ -106,11 +104,9 @@ class Engine:
         if incarnation < self.incarnation:
             raise IncarnationError(self.incarnation, incarnation)
 
-    @property
-    def sharded(self) -> bool:
-        """Whether the weights are cut over the ranks."""
-        o = self.options
-        return self.ranks.world > 1 and (o.sharding == FULL or o.sharding == AUTO and o.device.type == "cuda")
+    def _sharded(self, stage: Stage) -> bool:
+        """Say whether the weights of a stage are cut over the ranks; those under adapters are not."""
+        return self.options.sharding and self.ranks.world > 1 and stage.lora is None
 
     def begin(self, stage: Stage) -> None:
         """Make ready for a stage. What can be refused without loading weights is, before the old stage is dropped."""
@@ -137,19 +133,17 @@ class Engine:
                 message = f"{stage.resume} is of a stage that trained adapters (trainer.lora_rank), this one does not"
                 raise CheckpointError(message)
             return None
-        if self.sharded:
-            message = "adapters are not trained with weights cut over ranks: want trainer.sharding none"
-            raise CheckpointError(message)
         known = {stage.reference: stage.reference_digest} if stage.reference else {}
         return find_base(stage.model, stage.resume, known)
 
     def _open(self, stage: Stage, source: Path, base: Base | None) -> _Running:
         o = self.options
-        policy = Policy.load(source, o.device, o.dtype, o.checkpointing, sharded=self.sharded)
+        sharded = self._sharded(stage)
+        policy = Policy.load(source, o.device, o.dtype, o.checkpointing, sharded)
         policy.freeze(stage.frozen)
         if stage.lora and base:
             policy.adapt(stage.lora, base)
-        if self.sharded:
+        if sharded:
             policy.shard()
         optimizer = AdamW(policy.model.named_parameters(), stage.optimizer)
         if stage.resume:
@@ -159,9 +153,9 @@ class Engine:
         if stage.reference is not None and base and base.digest == stage.reference_digest:
             reference = policy.without_adapters()
         elif stage.reference is not None:
-            reference = Policy.load(stage.reference, o.device, o.dtype, sharded=self.sharded)
+            reference = Policy.load(stage.reference, o.device, o.dtype, sharded=sharded)
             reference.freeze(("vision", "projector", "language"))
-            if self.sharded:
+            if sharded:
                 reference.shard()
         images = ImageSource(source, policy.family, o.fetch, o.max_pixels)
         return _Running(
@@ -171,7 +165,7 @@ class Engine:
             optimizer=optimizer,
             flattener=Flattener(policy, images, o.device),
             keeper=Keeper(o.work, source, policy, optimizer, write=self.ranks.rank == 0),
-            sharded=self.sharded,
+            sharded=sharded,
             step_done=stage.step,
             loaded={},
         )
