@@ -83,6 +83,24 @@ def controller(lengths: Path | None) -> Iterator[Row]:
             line = json_lines(go_bench("./internal/coordinator", "Controller", "3x", **env))[-1]
             yield f"controller, {name}", line["seconds"], "s", goal
             yield f"controller, {name}: peak memory", line["peak_rss_bytes"] / 1e9, "GB", "below 0.7"
+            if env and (packages := os.environ.get("VERL_PACKAGES")):
+                yield from verl(env["CONTROLLER_LENGTHS"], packages, line["seconds"])
+
+
+def verl(lengths: str, packages: str, ours: float) -> Iterator[Row]:
+    """Run verl's driver on the same lengths, right after ours."""
+    command = [sys.executable, str(ROOT / "tests" / "python" / "bench_verl.py"), lengths]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": packages}, capture_output=True, text=True, check=True
+    )
+    line = json_lines(done.stdout)[-1]
+    for phase, seconds in line["phases"].items():
+        yield f"verl's driver, the same lengths: {phase}", seconds, "s", "beside it"
+    yield "verl's driver, the same lengths", line["seconds"], "s", "beside it"
+    yield "verl's driver, the same lengths: peak memory", line["peak_rss_bytes"] / 1e9, "GB", "beside it"
+    without = line["seconds"] - line["phases"]["reference"]
+    yield "verl's driver over our controller", line["seconds"] / ours, "ratio", "at least 20"
+    yield "verl's driver over our controller, no reference dispatched", without / ours, "ratio", "at least 20"
 
 
 def bus() -> Iterator[Row]:
