@@ -39,6 +39,7 @@ type fake struct {
 	start    float64
 	routes   []string         // every route that was called, but probes
 	requests []map[string]any // bodies of chat completions
+	member   *fakeGroup       // that it takes broadcasts in
 	// hook may answer a request itself and then returns true.
 	hook func(w http.ResponseWriter, r *http.Request, body []byte) bool
 }
@@ -119,7 +120,9 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		f.chat(w, body)
 	default:
-		refuse(w, 404, `{"detail":"Not Found"}`)
+		if !f.transfer(w, r, body) {
+			refuse(w, 404, `{"detail":"Not Found"}`)
+		}
 	}
 }
 
