@@ -142,7 +142,7 @@ type Trainer struct {
 	Beta2       float64       `key:"beta2" range:"0 < b < 1" help:"second moment decay of AdamW; the first is 0.9"`
 	MaxBadSteps int           `key:"max_bad_steps" range:">= 0" help:"updates with a loss or gradient that is not finite before the run stops"`
 	Timeout     time.Duration `key:"timeout" class:"placement" range:"> 0" help:"longest time for one trainer command"`
-	Weights     string        `key:"weights" class:"placement" range:"directory or lora" help:"how new weights reach the servers: a checkpoint directory, or the adapter alone (vLLM with --enable-lora on model.path)"`
+	Weights     string        `key:"weights" class:"placement" range:"directory, nccl or lora" help:"how new weights reach the servers: a checkpoint directory, a broadcast (vLLM with --weight-transfer-config), or the adapter alone (vLLM with --enable-lora on model.path)"`
 	LoRARank    int           `key:"lora_rank" range:">= 0" help:"train adapters of this rank instead of weights, pytorch only; 0 is off" source:"LoRA, arXiv:2106.09685; VLM-R1 has 64"`
 	LoRAAlpha   float64       `key:"lora_alpha" range:">= 0" help:"adapters are scaled by alpha over rank; 0 is twice the rank" source:"VLM-R1 has 128 at rank 64"`
 	LoRATargets []string      `key:"lora_targets" range:"q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" help:"projections of the language model that get an adapter"`

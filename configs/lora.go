@@ -15,7 +15,6 @@ func loraTargets() []string {
 // validateLoRA checks what adapters need of the rest of the recipe.
 func (c Config) validateLoRA(found *check) {
 	t := c.Trainer
-	found.oneOf("trainer.weights", t.Weights, "directory", "lora")
 	found.atLeast("trainer.lora_rank", t.LoRARank, 0)
 	found.between("trainer.lora_alpha", t.LoRAAlpha, 0, 1e6)
 	for _, target := range t.LoRATargets {

@@ -172,6 +172,11 @@ func (c Config) validateRest(found *check) {
 	found.require(t.Beta2 > 0 && t.Beta2 < 1, "trainer.beta2", "%v is outside (0, 1)", t.Beta2)
 	found.atLeast("trainer.max_bad_steps", t.MaxBadSteps, 0)
 	found.require(t.Timeout > 0, "trainer.timeout", "%s is not more than 0", t.Timeout)
+	found.oneOf("trainer.weights", t.Weights, "directory", "nccl", "lora")
+	if t.Weights == "nccl" {
+		found.require(t.Backend == "pytorch", "trainer.weights", "nccl, but %s broadcasts no weights, only pytorch does", t.Backend)
+		found.require(len(c.Rollout.Servers) > 0, "rollout.servers", "is empty, but trainer.weights is nccl: the server that is started here takes no broadcasts")
+	}
 	c.validateLoRA(found)
 	found.atLeast("eval.every", c.Eval.Every, 0)
 	found.atLeast("eval.questions", c.Eval.Questions, 0)

@@ -15,13 +15,16 @@ if [ -z "${UADT_VLLM_URL:-}" ] || [ -z "${UADT_VLLM_WEIGHTS:-}" ]; then
     "$program" model init --out "$work/$seed" --seed "$seed" >/dev/null
   done
   port=$("$(.ci/python-env)" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-  if ! server=$(scripts/vllm-cpu/serve.sh "$work/1" "$port" "$work/log"); then
+  # It takes broadcasts too, over gloo, by the plugin in that folder.
+  if ! server=$(PYTHONPATH=$PWD/tests/python/vllm_gloo scripts/vllm-cpu/serve.sh "$work/1" "$port" "$work/log" \
+    --weight-transfer-config '{"backend": "gloo"}'); then
     exit 1
   fi
   export UADT_VLLM_URL="http://127.0.0.1:$port" UADT_VLLM_WEIGHTS="$work/1:$work/2"
 fi
 
 go test -tags vllm -count=1 -run 'Real' ./rollout/vllm
+UADT_PYTHON=$(.ci/python-env) go test -tags 'pytorch vllm' -count=1 -run 'VLLM' ./trainer/remote
 
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 "$(.ci/python-env)" -m pytest -q -p no:cacheprovider tests/python/test_three_engines.py

@@ -36,9 +36,6 @@ type Launch struct {
 	// DType of the weights: auto, float32 or bfloat16. Default auto: bfloat16 on
 	// a GPU.
 	DType string
-	// Address is that of this machine for workers and servers that take weights
-	// by broadcast. Default 127.0.0.1: they are here too.
-	Address string
 	// Sharding says whether ranks cut weights, gradients and optimizer state
 	// between them: full; none, each holds all of it; or auto (default), full on
 	// several GPUs.
@@ -176,9 +173,6 @@ func (p *processes) startRank(l Launch, run, work string, at place) (err error) 
 		"--instance", p.instance, "--timeout", strconv.FormatFloat(l.Collective.Seconds(), 'f', -1, 64), "--watch-stdin"}
 	if l.Credentials != "" {
 		args = append(args, "--credentials", l.Credentials)
-	}
-	if l.Address != "" {
-		args = append(args, "--address", l.Address)
 	}
 	if l.Threads > 0 {
 		args = append(args, "--threads", strconv.Itoa(l.Threads))

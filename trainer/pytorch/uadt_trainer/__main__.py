@@ -6,11 +6,13 @@ import argparse
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import uuid
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
@@ -42,8 +44,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--instance", default="", help="name of this set of ranks (default: a random one)")
     p.add_argument("--rendezvous", default="env://", help="where ranks meet, as init_process_group takes it")
     p.add_argument("--timeout", type=float, default=600.0, help="seconds that a collective may take")
-    host = "this host's address for rollout workers and servers that take weights by broadcast (default: %(default)s)"
-    p.add_argument("--address", default="127.0.0.1", help=host)
+    host = "of this host, where workers and servers ask for broadcasts (default: the one that faces the bus)"
+    p.add_argument("--address", default="", help=host)
     p.add_argument("--watch-stdin", action="store_true", help="end when standard input is closed")
     return p.parse_args(arguments)
 
@@ -72,6 +74,15 @@ def join(a: argparse.Namespace, device: torch.device) -> tuple[Ranks, str]:
     letters = letters.to(device)
     dist.broadcast(letters, 0)
     return Ranks(rank, world, device), bytes(letters.tolist()).rstrip(b"\0").decode()
+
+
+def facing(bus: str) -> str:
+    """Return the address of this host on the way to the bus; nothing is sent."""
+    url = urlsplit(bus if "://" in bus else f"nats://{bus}")
+    family, kind, protocol, _, where = socket.getaddrinfo(url.hostname, url.port or 4222, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(where)
+        return probe.getsockname()[0]
 
 
 def inbox(seed: str) -> str:
@@ -103,7 +114,9 @@ def main(arguments: list[str] | None = None) -> int:
     seed = a.credentials.read_text().strip() if a.credentials else ""
     sharding = a.sharding == "full" or a.sharding == "auto" and device.type == "cuda"
     engine = EngineOptions(device, getattr(torch, dtype), a.work.resolve(), fetch=_nothing, sharding=sharding)
-    server = Server(BusOptions(a.bus, a.run, ranks.rank, seed, inbox(seed)), engine, ranks, instance, a.address)
+    server = Server(
+        BusOptions(a.bus, a.run, ranks.rank, seed, inbox(seed)), engine, ranks, instance, a.address or facing(a.bus)
+    )
     where = (os.getpid(), instance, device, dtype)
     logging.info("rank %d of %d, process %d, instance %s, %s, %s", ranks.rank, ranks.world, *where)
     server.run(connect=30.0, stop=stop)
