@@ -68,13 +68,13 @@ func checkOffer(offer rollout.Offer) error {
 	switch offer.Transport {
 	case rollout.AsServed:
 		ok = true
-	case rollout.ByDirectory:
+	case rollout.ByDirectory, rollout.ByLoRA:
 		ok = offer.Path != ""
 	case rollout.ByNCCL:
 		ok = offer.NCCL != nil && offer.NCCL.URL != "" && offer.NCCL.Token != ""
 	}
 	if !ok {
-		return fmt.Errorf("offer of policy %s: transport is %q with path %q and broadcast address %v, want directory with a path, nccl with an address, or as_served",
+		return fmt.Errorf("offer of policy %s: transport is %q with path %q and broadcast address %v, want directory or lora with a path, nccl with an address, or as_served",
 			offer.Policy, offer.Transport, offer.Path, offer.NCCL != nil)
 	}
 	return nil
@@ -171,7 +171,8 @@ func (f *Fleet) awaitStart(ctx context.Context, s *server) error {
 
 // change does the work on a server that was marked as adopting.
 func (f *Fleet) change(ctx context.Context, s *server, offer rollout.Offer) (took time.Duration, err error) {
-	name, err := f.modelName(ctx, s)
+	base, err := s.baseModel(ctx, f.options.Model)
+	name := base.ID // to put into requests
 	var coming broadcast
 	if err == nil && offer.Transport == rollout.ByNCCL {
 		coming, err = s.enrol(ctx, offer)
@@ -183,12 +184,17 @@ func (f *Fleet) change(ctx context.Context, s *server, offer rollout.Offer) (too
 			err = s.reload(ctx, offer)
 		case rollout.ByNCCL:
 			err = s.receive(ctx, coming)
+		case rollout.ByLoRA:
+			name, err = s.addAdapter(ctx, base, offer)
 		}
 	}
 	if err == nil {
 		if err = s.canary(ctx, name, offer.Policy); err != nil {
-			err = &reloadError{true, err} // loaded, but does not compute
+			err = &reloadError{offer.Transport != rollout.ByLoRA, err} // loaded, but does not compute
 		}
+	}
+	if err == nil {
+		s.dropAdapters(ctx)
 	}
 	took = time.Since(started)
 	if err != nil && ctx.Err() != nil {
@@ -220,10 +226,4 @@ func (f *Fleet) settle(s *server, policy rollout.Policy, model string, err error
 		f.setState(s, StateHealthy, "")
 	}
 	return err
-}
-
-// modelName is the served name to put into requests to s.
-func (f *Fleet) modelName(ctx context.Context, s *server) (string, error) {
-	m, err := s.baseModel(ctx, f.options.Model)
-	return m.ID, err
 }

@@ -40,6 +40,7 @@ type fake struct {
 	routes   []string         // every route that was called, but probes
 	requests []map[string]any // bodies of chat completions
 	member   *fakeGroup       // that it takes broadcasts in
+	adapters []string         // served ones, name=path; nil for a server without the routes
 	// hook may answer a request itself and then returns true.
 	hook func(w http.ResponseWriter, r *http.Request, body []byte) bool
 }
@@ -95,7 +96,7 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "/version":
 		fmt.Fprint(w, `{"version":"0.0.1"}`)
 	case "/v1/models":
-		fmt.Fprint(w, `{"object":"list","data":[{"id":"adapter","parent":"policy"},{"id":"policy","root":"x","parent":null,"max_model_len":65536}]}`)
+		f.models(w)
 	case "/is_paused":
 		f.mu.Lock()
 		fmt.Fprintf(w, `{"is_paused":%v}`, f.paused)
@@ -120,7 +121,7 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		f.chat(w, body)
 	default:
-		if !f.transfer(w, r, body) {
+		if !f.transfer(w, r, body) && !f.lora(w, r, body) {
 			refuse(w, 404, `{"detail":"Not Found"}`)
 		}
 	}
@@ -185,7 +186,8 @@ func (f *fake) chat(w http.ResponseWriter, body []byte) {
 		refuse(w, 400, `{"error":{"message":"bad request","code":400}}`)
 		return
 	}
-	if r.Model != "policy" {
+	adapter, ok := f.adapter(r.Model)
+	if r.Model != "policy" && !ok {
 		refuse(w, 404, `{"error":{"message":"no such model","code":404}}`)
 		return
 	}
@@ -194,7 +196,7 @@ func (f *fake) chat(w http.ResponseWriter, body []byte) {
 		return
 	}
 	f.mu.Lock()
-	path := f.path
+	path := f.path + adapter
 	f.requests = append(f.requests, all)
 	f.mu.Unlock()
 	var choices []string

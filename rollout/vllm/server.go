@@ -43,8 +43,8 @@ type flight struct {
 	progress func()
 }
 
-// server is one server as the fleet sees it. All fields but the client and
-// the membership are guarded by the fleet's lock.
+// server is one server as the fleet sees it. All fields but the client, the
+// membership and the adapters are guarded by the fleet's lock.
 type server struct {
 	*client
 	state   State
@@ -61,7 +61,9 @@ type server struct {
 	speed   speed
 	pace    float64 // of the others' median, when last judged
 
-	member membership // owned by whoever brings weights, one at a time
+	// Owned by whoever brings weights, one at a time.
+	member   membership
+	adapters []string // that we had it load and not unload, oldest first
 
 	changes    int  // times that a change of weights began or ended
 	broken     bool // must be restarted before it is believed again
