@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests that need stock vLLM, on CPU, on one server that all of them share.
+# Runs the tests that need stock vLLM, on CPU, on one server that all of them share; the import of InternVL starts
+# two of its own, on its own checkpoints.
 #
 # UADT_VLLM_URL and UADT_VLLM_WEIGHTS (directories, separated by colons), when both are set, name a server
 # that runs already; otherwise one is started on two fresh micro checkpoints and ended afterwards.
@@ -27,4 +28,4 @@ go test -tags vllm -count=1 -run 'Real' ./rollout/vllm
 UADT_PYTHON=$(.ci/python-env) go test -tags 'pytorch vllm' -count=1 -run 'VLLM' ./trainer/remote
 
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-"$(.ci/python-env)" -m pytest -q -p no:cacheprovider tests/python/test_three_engines.py
+"$(.ci/python-env)" -m pytest -q -p no:cacheprovider tests/python/test_three_engines.py tests/python/test_model_import.py
