@@ -169,9 +169,10 @@ type BadStepError struct {
 	Step   int
 	What   string   // which value was not finite
 	Groups []string // ids of the offending groups, as far as known
+	Traces []string // offending traces as group id/index, as far as known
 }
 
 // Error implements error.
 func (e *BadStepError) Error() string {
-	return fmt.Sprintf("step %d refused: %s is not finite (groups %v)", e.Step, e.What, e.Groups)
+	return fmt.Sprintf("step %d refused: %s is not finite (groups %v, traces %v)", e.Step, e.What, e.Groups, e.Traces)
 }

@@ -70,6 +70,7 @@ type failure struct {
 	Step    int      `json:"step"`
 	What    string   `json:"what"`
 	Groups  []string `json:"groups"`
+	Traces  []string `json:"traces"`
 	Group   string   `json:"group"`
 	Reason  string   `json:"reason"`
 }
@@ -92,7 +93,7 @@ func (f *failure) typed(rank int, command string) error {
 	case "StepOrderError":
 		return &trainer.StepOrderError{Have: f.Have, Got: f.Got}
 	case "BadStepError":
-		return &trainer.BadStepError{Step: f.Step, What: f.What, Groups: f.Groups}
+		return &trainer.BadStepError{Step: f.Step, What: f.What, Groups: f.Groups, Traces: f.Traces}
 	case "GroupError":
 		return &trainer.GroupError{Group: f.Group, Err: errors.New(f.Reason)}
 	}

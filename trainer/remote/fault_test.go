@@ -177,10 +177,10 @@ func TestRefusalsKeepTheirTypes(t *testing.T) {
 	refuse["load"] = nil
 	groups, err := loadOne(t, made)
 	must(t, err)
-	refuse["step"] = &failure{Type: "BadStepError", Step: 1, What: "loss", Groups: []string{"s1-g3", "s1-g0"}}
+	refuse["step"] = &failure{Type: "BadStepError", Step: 1, What: "loss", Groups: []string{"s1-g3", "s1-g0"}, Traces: []string{"s1-g3/1", "s1-g0/0"}}
 	_, err = stepOne(t, made, groups)
 	var bad *trainer.BadStepError
-	if !errors.As(err, &bad) || strings.Join(bad.Groups, " ") != "s1-g0 s1-g3" || bad.What != "loss" {
+	if !errors.As(err, &bad) || strings.Join(bad.Groups, " ") != "s1-g0 s1-g3" || !strings.Contains(err.Error(), "s1-g0/0 s1-g3/1") || bad.What != "loss" {
 		t.Fatalf("step: %v", err)
 	}
 	var order *trainer.StepOrderError

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/uadt-train/uadt-train/trainer"
 )
@@ -129,21 +130,28 @@ func lossSums(r rankReport) (trainer.LossSums, error) {
 	return s, nil
 }
 
-// offenders joins the groups that the ranks name, in the order of the batch;
-// all of them when none is named.
+// offenders joins the groups and traces that the ranks name, in the order of the
+// batch; all groups when none is named.
 func (l *layout) offenders(bad *trainer.BadStepError, answers []answer) error {
 	named := map[string]bool{}
+	var traces []string
 	for _, a := range answers {
 		if a.Error != nil {
 			for _, id := range a.Error.Groups {
 				named[id] = true
 			}
+			traces = append(traces, a.Error.Traces...)
 		}
 	}
 	out := &trainer.BadStepError{Step: bad.Step, What: bad.What}
 	for _, id := range l.ids {
 		if named[id] || len(named) == 0 {
 			out.Groups = append(out.Groups, id)
+		}
+		for _, trace := range traces {
+			if strings.HasPrefix(trace, id+"/") {
+				out.Traces = append(out.Traces, trace)
+			}
 		}
 	}
 	return out

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,10 @@ from .keeper import Keeper, Saved, resume_step
 from .lora import Base, LoRAOptions, checkpoint_base, find_base
 from .loss import LossResult, TokenData, update_loss
 from .model import Policy, TokenScores
+from .offenders import offenders
 from .optim import AdamW, AdamWOptions
 from .ranks import Ranks
-from .selection import top_covariance, top_entropy
+from .selection import select
 from .shard import Flattener, Loaded, MicroBatch, Turn, by_trace
 from .types import Report, Shard, StepOptions
 from .weights import CheckpointError, open_tensors, stored_digest
@@ -210,7 +212,9 @@ class Engine:
         del run.loaded[step]
         if bad:
             run.optimizer.zero_grad()
-            raise BadStepError(step, bad, _offenders(loaded.shard, advantages))
+            turns = self._turns(run, loaded, options.banned)
+            score = partial(_score, run.policy, temperature=options.temperature, banned=options.banned)
+            raise BadStepError(step, bad, offenders(loaded, turns, score, advantages))
         started = time.perf_counter()
         scale = min(1.0, options.grad_clip / (report.grad_norm + 1e-6)) if options.grad_clip else 1.0
         run.optimizer.step(options.learning_rate, scale)
@@ -231,7 +235,7 @@ class Engine:
         loaded, started = self._loaded(run, step), time.perf_counter()
         self._check_step(loaded, options, advantages)
         values = [run.flattener.advantages(m, advantages) for m in loaded.micro_batches]
-        kept, hit = self._select(loaded.micro_batches, values, options)
+        kept, hit = select(self.ranks, loaded.micro_batches, values, options)
         run.optimizer.zero_grad()
         sums: dict[str, torch.Tensor] = {}
         maxima: dict[str, torch.Tensor] = {}
@@ -269,34 +273,6 @@ class Engine:
                 busy[micro.index] = 1, micro.pixels is not None
             busy = self.ranks.largest(busy) > 0
         return run.flattener.turns(loaded, busy, banned)
-
-    def _select(
-        self, micros: Sequence[MicroBatch], values: Sequence[torch.Tensor], options: StepOptions
-    ) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None]]:
-        """Choose tokens over the whole update, all ranks together, then cut the choice into micro-batches."""
-        nothing: list[torch.Tensor | None] = [None] * len(micros)
-        quantile = 0 < options.entropy_quantile < 1
-        if not (quantile or options.covariance_kind):
-            return nothing, nothing
-        columns = [
-            _column([m.mask for m in micros]),
-            _column([m.entropy for m in micros if m.entropy is not None]),
-            _column([m.old for m in micros if m.old is not None]),
-            _column(values),
-            *np.concatenate([np.zeros((0, 3)), *(m.order for m in micros)]).T,
-        ]
-        every = [self.ranks.gather(c) for c in columns]
-        start = sum(len(c) for c in every[0][: self.ranks.rank])
-        mask, entropy, old, advantages, *place = (np.concatenate(c) for c in every)
-        order = np.empty(len(mask), dtype=np.int64)
-        order[np.lexsort(place[::-1])] = np.arange(len(mask))
-        chosen = [nothing, nothing]
-        if quantile:
-            chosen[0] = _cut(top_entropy(entropy, mask > 0, order, options.entropy_quantile), start, micros)
-        if options.covariance_kind:
-            hit = top_covariance(old, advantages, mask > 0, order, options.covariance_share)
-            chosen[1] = _cut(hit, start, micros)
-        return chosen[0], chosen[1]
 
     def _check_step(self, loaded: Loaded, options: StepOptions, advantages: Sequence[Sequence[np.ndarray]]) -> None:
         groups = loaded.shard.groups
@@ -397,24 +373,3 @@ def _numbers(values: dict[str, torch.Tensor]) -> dict[str, float]:
         return {}
     stacked = torch.stack([v.double() for v in values.values()]).tolist()
     return dict(zip(values, stacked, strict=True))
-
-
-def _column(parts: Sequence[torch.Tensor]) -> np.ndarray:
-    return np.concatenate([np.zeros(0), *(p.double().cpu().numpy() for p in parts)])
-
-
-def _cut(chosen: np.ndarray | None, start: int, micros: Sequence[MicroBatch]) -> list[torch.Tensor | None]:
-    if chosen is None:
-        return [None] * len(micros)
-    out: list[torch.Tensor | None] = []
-    for micro in micros:
-        stop = start + micro.mask.numel()
-        out.append(torch.from_numpy(chosen[start:stop].copy()).to(micro.mask.device))
-        start = stop
-    return out
-
-
-def _offenders(shard: Shard, advantages: Sequence[Sequence[np.ndarray]]) -> list[str]:
-    """Name the groups that are known to be at fault; none when the model is."""
-    pairs = zip(shard.groups, advantages, strict=True)
-    return [g.id for g, a in pairs if not all(np.isfinite(v).all() for v in a)]

@@ -39,13 +39,15 @@ class IncarnationError(CommandError):
 class BadStepError(CommandError):
     """A loss or gradient that is not finite; the update was not applied."""
 
-    def __init__(self, step: int, what: str, groups: Sequence[str]) -> None:
-        super().__init__(f"step {step} refused: {what} is not finite (groups {list(groups)})")
-        self.step, self.what, self.groups = step, what, list(groups)
+    def __init__(self, step: int, what: str, traces: Sequence[tuple[str, int]]) -> None:
+        self.step, self.what = step, what
+        self.groups = list(dict.fromkeys(group for group, _ in traces))
+        self.traces = [f"{group}/{index}" for group, index in traces]
+        super().__init__(f"step {step} refused: {what} is not finite (traces {self.traces})")
 
     def details(self) -> dict[str, object]:
-        """Return the step, the value and the groups."""
-        return {"step": self.step, "what": self.what, "groups": self.groups}
+        """Return the step, the value, and the groups and traces at fault."""
+        return {"step": self.step, "what": self.what, "groups": self.groups, "traces": self.traces}
 
 
 class GroupError(CommandError):

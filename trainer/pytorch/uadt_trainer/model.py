@@ -21,6 +21,7 @@ from .lora import Adapters, Base, LoRAOptions, plain_names
 from .packing import Packed
 from .sharding import cut, rest, through
 from .vision import Tower
+from .weights import CheckpointError
 
 QWEN = "qwen2_5_vl"
 INTERN = "internvl"
@@ -80,7 +81,7 @@ class Policy:
         One that is to be sharded stays on the host until `shard` is called.
         """
         family = cls.check(path)
-        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+        model = _open(path, dtype)
         if not sharded:
             model.to(device)
         model.train()
@@ -219,6 +220,33 @@ class Policy:
         if self.model.config.tie_word_embeddings:
             tensors.pop("lm_head.weight", None)
         return tensors
+
+
+def _open(path: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Open a directory whose weights are those of its config; transformers would fill up what is missing at random."""
+    model, found = AutoModelForImageTextToText.from_pretrained(
+        path,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        local_files_only=True,
+        use_safetensors=True,  # others are pickles
+        ignore_mismatched_sizes=True,  # so that they are named
+        output_loading_info=True,
+    )
+    mismatched = {str(m[0]) if isinstance(m, tuple) else str(m) for m in found["mismatched_keys"]}
+    problems = [
+        f"{what} {', '.join(sorted(names)[:5])}"
+        for what, names in (
+            ("lacks", found["missing_keys"]),
+            ("has another shape of", mismatched),
+            ("has what config.json does not describe:", found["unexpected_keys"]),
+        )
+        if names
+    ]
+    if problems:
+        message = f"weights of {path} are of another architecture than its config.json: it {'; it '.join(problems)}"
+        raise CheckpointError(message)
+    return model
 
 
 def rotary_positions(prompt: np.ndarray, grids: Sequence[Sequence[int]], image_token: int, merge: int) -> np.ndarray:

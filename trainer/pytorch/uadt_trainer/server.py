@@ -253,5 +253,14 @@ class Server:
 
 def _flat_details(details: dict[str, object]) -> dict[str, object]:
     """Return all detail fields that the coordinator knows, with nothing for those that do not apply."""
-    nothing: dict[str, object] = {"have": 0, "got": 0, "step": 0, "what": "", "groups": [], "group": "", "reason": ""}
+    nothing: dict[str, object] = {
+        "have": 0,
+        "got": 0,
+        "step": 0,
+        "what": "",
+        "groups": [],
+        "traces": [],
+        "group": "",
+        "reason": "",
+    }
     return nothing | details
