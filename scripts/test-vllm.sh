@@ -29,3 +29,9 @@ UADT_PYTHON=$(.ci/python-env) go test -tags 'pytorch vllm' -count=1 -run 'VLLM' 
 
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 "$(.ci/python-env)" -m pytest -q -p no:cacheprovider tests/python/test_three_engines.py tests/python/test_model_import.py
+
+# The recipes have servers of their own, on models of two families: the shared one goes first.
+if [ -n "${server:-}" ]; then
+  kill -- "-$server" && server=
+fi
+"$(.ci/python-env)" -m pytest -q -p no:cacheprovider --durations=5 tests/python/test_recipes.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from transformers import (
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
 TILE = 56  # pixels of a tile's side: 4 x 4 patches, 4 tokens after shuffling
-CORPUS = "system user assistant the red drusen in the upper left you are helpful what lesion is it"
+CORPUS = ("system user assistant the red drusen in the upper left you are helpful what lesion is it",) * 50
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
@@ -28,14 +29,14 @@ TEMPLATE = (
 )
 
 
-def tokenizer() -> Qwen2TokenizerFast:
+def tokenizer(corpus: Sequence[str] = CORPUS, size: int = 300) -> Qwen2TokenizerFast:
     core = Tokenizer(models.BPE())
     core.normalizer = normalizers.NFC()
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(
-        [CORPUS] * 50, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+        list(corpus), trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     )
     core.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in SPECIAL])
     return Qwen2TokenizerFast(
@@ -53,8 +54,8 @@ def tokenizer() -> Qwen2TokenizerFast:
     )
 
 
-def write_checkpoint(path: Path, seed: int = 0) -> Path:
-    words = tokenizer()
+def write_checkpoint(path: Path, seed: int = 0, corpus: Sequence[str] = CORPUS, size: int = 300) -> Path:
+    words = tokenizer(corpus, size)
     config = InternVLConfig(
         vision_config={
             "hidden_size": 32,
