@@ -5,12 +5,15 @@ package remote
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 
 	"github.com/uadt-train/uadt-train/internal/bus"
+	"github.com/uadt-train/uadt-train/rollout"
 	"github.com/uadt-train/uadt-train/trainer"
 	"github.com/uadt-train/uadt-train/trainer/trainertest"
 )
@@ -99,5 +102,44 @@ func TestLaunchPyTorch(t *testing.T) {
 	must(t, made.Close())
 	if _, why := made.local.ended(); why != "its process ended" {
 		t.Errorf("the rank did not end in order: %s", why)
+	}
+}
+
+// TestPublishForBroadcastsPyTorch: two ranks publish for broadcasts what they
+// save, rank 0 takes requests, and only from who knows the token.
+func TestPublishForBroadcastsPyTorch(t *testing.T) {
+	k := newModelKit(t, "broadcast-ranks")
+	launch := k.launch(t, python(t))
+	made, err := New(t.Context(), Options{
+		Conn: k.conn, Scope: bus.Scope{Run: k.run, Incarnation: 1}, Ranks: 2, Launch: &launch, Weights: rollout.ByNCCL,
+	})
+	must(t, err)
+	defer func() { must(t, made.Close()) }()
+	must(t, made.Begin(t.Context(), trainer.Stage{Incarnation: 1, Name: "rl", Kind: trainer.RL, Model: k.model}))
+	first, err := made.Publish(t.Context(), rollout.Policy{Incarnation: 1, Version: 0})
+	must(t, err)
+	if first.Policy.Digest != k.digest {
+		t.Errorf("published %s, want the digest of the model, %s", first.Policy.Digest, k.digest)
+	}
+	k.step(t, made, 1)
+	second, err := made.Publish(t.Context(), rollout.Policy{Incarnation: 1, Version: 1})
+	must(t, err)
+	pending, err := made.Save(t.Context(), filepath.Join(t.TempDir(), "saved"))
+	must(t, err)
+	saved, err := pending.Wait(t.Context())
+	must(t, err)
+	if saved.Digest != second.Policy.Digest || *second.NCCL != *first.NCCL {
+		t.Errorf("published %s at %s, saved %s; before at %s", second.Policy.Digest, second.NCCL.URL, saved.Digest, first.NCCL.URL)
+	}
+	for token, want := range map[string]int{second.NCCL.Token: http.StatusNotFound, "a guess": http.StatusUnauthorized} {
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, second.NCCL.URL+"/send", strings.NewReader(`{"group":"g","seconds":1}`))
+		must(t, err)
+		request.Header.Set("Authorization", "Bearer "+token)
+		response, err := http.DefaultClient.Do(request)
+		must(t, err)
+		must(t, response.Body.Close())
+		if response.StatusCode != want {
+			t.Errorf("status %d, want %d", response.StatusCode, want)
+		}
 	}
 }

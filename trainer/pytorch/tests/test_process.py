@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from uadt_trainer.__main__ import device_of, inbox, join, parse
+from uadt_trainer.__main__ import device_of, facing, inbox, join, parse
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -39,6 +39,11 @@ def test_inbox_is_that_of_the_role() -> None:
     name = inbox(pair.seed.decode())
     assert name == f"_INBOX_{pair.public_key.decode()}"
     assert name.startswith("_INBOX_U")
+
+
+def test_servers_find_the_trainer_where_it_faces_the_bus() -> None:
+    for bus in ("nats://127.0.0.1:4222", "127.0.0.1:4222", "localhost", "nats://no-such-host.invalid:4222"):
+        assert facing(bus) == "127.0.0.1", bus
 
 
 def test_it_ends_with_whoever_started_it_and_not_by_an_interrupt() -> None:

@@ -77,12 +77,14 @@ def join(a: argparse.Namespace, device: torch.device) -> tuple[Ranks, str]:
 
 
 def facing(bus: str) -> str:
-    """Return the address of this host on the way to the bus; nothing is sent."""
+    """Return the IPv4 address of this host on the way to the bus, or that of loopback; nothing is sent."""
     url = urlsplit(bus if "://" in bus else f"nats://{bus}")
-    family, kind, protocol, _, where = socket.getaddrinfo(url.hostname, url.port or 4222, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.connect(where)
-        return probe.getsockname()[0]
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((url.hostname or "", url.port or 4222))
+            return probe.getsockname()[0]
+    except OSError:
+        return "127.0.0.1"
 
 
 def inbox(seed: str) -> str:

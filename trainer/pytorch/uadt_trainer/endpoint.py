@@ -41,8 +41,7 @@ class Endpoint:
         self.transfer = transfer
         self._http = _Server((host, 0), _Handler)
         self._http.endpoint = self
-        name = f"[{host}]" if ":" in host else host
-        self.url = f"http://{name}:{self._http.server_address[1]}"
+        self.url = f"http://{host}:{self._http.server_address[1]}"
         self._thread = threading.Thread(target=self._http.serve_forever, name="broadcasts", daemon=True)
         self._thread.start()
 

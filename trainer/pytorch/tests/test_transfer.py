@@ -1,0 +1,439 @@
+"""Snapshots, groups and the endpoint, over gloo with a peer that receives as a server does."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import threading
+import types
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from uadt_trainer import communicator
+from uadt_trainer.communicator import BroadcastError, GlooCommunicator, Named, NCCLCommunicator, packed, update_info
+from uadt_trainer.endpoint import LIMIT, Endpoint
+from uadt_trainer.transfer import (
+    BroadcastTimeoutError,
+    GroupUnknownError,
+    PolicyGoneError,
+    PolicyId,
+    Transfer,
+)
+
+HOST, CPU, PATIENCE = "127.0.0.1", torch.device("cpu"), 60.0
+
+
+@pytest.fixture(autouse=True)
+def _loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+
+
+def weights(seed: int) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    made = {f"w{i}": torch.randn(3 + i, 5, generator=g) for i in range(7)}
+    return made | {"half": torch.randn(9, generator=g).bfloat16(), "one": torch.randn((), generator=g)}
+
+
+def policy(version: int) -> PolicyId:
+    return PolicyId(1, version, f"{version:064x}")
+
+
+class Peer:
+    """The workers of a server: one, on a thread, which does what is asked of it in the order of the calls."""
+
+    def __init__(self, init: dict[str, Any]) -> None:
+        self.store = dist.TCPStore(
+            init["master_address"],
+            init["master_port"],
+            is_master=False,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=PATIENCE),
+        )
+        self.group = dist.ProcessGroupGloo(
+            self.store, init["rank_offset"], init["world_size"], timedelta(seconds=PATIENCE)
+        )
+
+    def receive(self, info: dict[str, Any]) -> dict[str, torch.Tensor]:
+        empty = [
+            (n, torch.empty(s, dtype=getattr(torch, d)))
+            for n, d, s in zip(info["names"], info["dtype_names"], info["shapes"], strict=True)
+        ]
+        flat = []
+        for like in packed(empty, info["packed_buffer_size_bytes"]):
+            buffer = torch.empty_like(like)
+            self.group.broadcast(buffer, 0).wait()
+            flat.append(buffer)
+        every, out = torch.cat(flat), {}
+        for name, like in empty:
+            size = like.numel() * like.element_size()
+            out[name], every = every[:size].clone().view(like.dtype).view(like.shape), every[size:]
+        assert every.numel() == 0
+        return out
+
+
+class Later:
+    """Runs a call on a thread; result returns or raises what it did."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._outcome: list[Any] = []
+
+        def run() -> None:
+            try:
+                self._outcome.append(call())
+            except Exception as error:  # noqa: BLE001 - raised in result
+                self._outcome.append(error)
+
+        self._thread = threading.Thread(target=run, daemon=True)
+        self._thread.start()
+
+    def result(self) -> Any:
+        self._thread.join(PATIENCE)
+        assert self._outcome, "it did not come to its end"
+        if isinstance(self._outcome[0], Exception):
+            raise self._outcome[0]
+        return self._outcome[0]
+
+
+def enrol(transfer: Transfer, server: str, version: int) -> tuple[str, Peer, dict[str, Any]]:
+    joined = transfer.join(server, policy(version), 2, PATIENCE)
+    peer = Later(lambda: Peer(joined["init_info"]))
+    info = transfer.prepare(joined["group"], policy(version), PATIENCE)["update_info"]
+    return joined["group"], peer.result(), info
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return list(a) == list(b) and all(torch.equal(a[n], b[n]) and a[n].dtype == b[n].dtype for n in a)
+
+
+@pytest.fixture
+def transfer() -> Iterator[Transfer]:
+    made = Transfer(CPU, HOST)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("limit", [0, 1, 60, 100, 10_000])
+def test_buffers_end_after_the_tensor_that_exceeds_the_limit(limit: int) -> None:
+    tensors = weights(0)
+    sizes = [t.numel() * t.element_size() for t in tensors.values()]
+    buffers = list(packed(tensors.items(), limit))
+    ends, total = [], 0
+    for size in sizes:
+        total += size
+        if total > limit:
+            ends.append(total)
+            total = 0
+    assert [b.numel() for b in buffers] == ends + ([total] if total else [])
+    assert torch.equal(torch.cat(buffers), torch.cat([t.reshape(-1).view(torch.uint8) for t in tensors.values()]))
+
+
+def test_a_server_receives_what_was_published(transfer: Transfer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(communicator, "BUFFER", 100)  # several buffers
+    first, second = weights(1), weights(2)
+    transfer.hold(policy(1), first, first)
+    group, peer, info = enrol(transfer, "a", 1)
+    assert info == update_info(first)
+    for version, expected in ((1, first), (2, second)):
+        transfer.hold(policy(version), expected, expected)
+        info = transfer.prepare(group, policy(version), PATIENCE)["update_info"]
+        got = Later(lambda info=info: peer.receive(info))
+        sent = transfer.send(group, PATIENCE)
+        assert same(got.result(), expected)
+        assert sent["bytes"] == sum(t.numel() * t.element_size() for t in expected.values())
+
+
+def test_the_last_two_policies_are_held_and_the_earlier_one_on_the_host(transfer: Transfer) -> None:
+    for version in (1, 2, 3):
+        transfer.hold(policy(version), weights(version), weights(10 + version))
+    with pytest.raises(PolicyGoneError, match=r"policy 1\.1-0+ is not held .* held: 1\.3-0+, 1\.2-0+"):
+        transfer.join("a", policy(1), 2, PATIENCE)
+    group, peer, info = enrol(transfer, "a", 2)
+    got = Later(lambda: peer.receive(info))
+    transfer.send(group, PATIENCE)
+    assert same(got.result(), weights(12))
+    with pytest.raises(PolicyGoneError):
+        transfer.prepare(group, policy(1), PATIENCE)
+    transfer.prepare(group, policy(3), PATIENCE)
+    transfer.forget()
+    got = Later(lambda: peer.receive(info))
+    transfer.send(group, PATIENCE)  # what was prepared stays until it is sent
+    assert same(got.result(), weights(3))
+    with pytest.raises(PolicyGoneError, match="held: none"):
+        transfer.prepare(group, policy(3), PATIENCE)
+
+
+def test_groups_are_apart(transfer: Transfer) -> None:
+    held = weights(1)
+    transfer.hold(policy(1), held, held)
+    transfer.join("late", policy(1), 2, PATIENCE)  # nobody comes
+    group, peer, info = enrol(transfer, "here", 1)
+    got = Later(lambda: peer.receive(info))
+    transfer.send(group, PATIENCE)
+    assert same(got.result(), held)
+
+
+def test_a_server_that_joins_again_ends_its_earlier_group(transfer: Transfer) -> None:
+    held = weights(1)
+    transfer.hold(policy(1), held, held)
+    earlier, _, _ = enrol(transfer, "a", 1)
+    group, peer, info = enrol(transfer, "a", 1)
+    with pytest.raises(GroupUnknownError, match=earlier):
+        transfer.send(earlier, PATIENCE)
+    got = Later(lambda: peer.receive(info))
+    transfer.send(group, PATIENCE)
+    assert same(got.result(), held)
+
+
+def test_a_server_that_never_comes_is_named(transfer: Transfer) -> None:
+    transfer.hold(policy(1), weights(1), weights(1))
+    joined = transfer.join("http://gone:8000", policy(1), 2, 0.2)
+    with pytest.raises(BroadcastError, match="server http://gone:8000 did not join"):
+        transfer.prepare(joined["group"], policy(1), PATIENCE)
+    with pytest.raises(GroupUnknownError):
+        transfer.prepare(joined["group"], policy(1), PATIENCE)
+
+
+def test_a_server_that_dies_ends_its_group(transfer: Transfer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(communicator, "BUFFER", 1 << 20)
+    big = {f"w{i}": torch.zeros(1 << 19) for i in range(32)}  # more than sockets hold
+    transfer.hold(policy(1), big, big)
+    group, peer, _ = enrol(transfer, "a", 1)
+    del peer  # its sockets close
+    with pytest.raises(BroadcastError, match=r"policy 1\.1-0+ to server a"):
+        transfer.send(group, PATIENCE)
+    with pytest.raises(GroupUnknownError):
+        transfer.send(group, PATIENCE)
+
+
+@pytest.mark.parametrize("world", [-1, 0, 1, 5000])
+def test_worlds_that_cannot_be(transfer: Transfer, world: int) -> None:
+    transfer.hold(policy(1), weights(1), weights(1))
+    with pytest.raises(BroadcastError, match=f"a group of {world} ranks"):
+        transfer.join("a", policy(1), world, PATIENCE)
+
+
+class Stuck:
+    """A communicator whose other side does nothing, until it is aborted."""
+
+    port = 7
+
+    def __init__(self, joins: bool) -> None:
+        self.joins, self.aborted, self.waiting = joins, threading.Event(), threading.Event()
+
+    def join(self) -> None:
+        if not self.joins:
+            self.wait()
+
+    def send(self, tensors: Named) -> None:
+        self.wait()
+
+    def wait(self) -> None:
+        self.waiting.set()
+        assert self.aborted.wait(PATIENCE)
+        raise RuntimeError("aborted")
+
+    def abort(self) -> None:
+        self.aborted.set()
+
+
+@pytest.mark.parametrize("joins", [True, False])
+def test_waits_end_at_their_limit(joins: bool) -> None:
+    stuck = Stuck(joins)
+    transfer = Transfer(CPU, HOST, lambda *_: stuck)
+    transfer.hold(policy(1), weights(1), weights(1))
+    group = transfer.join("a", policy(1), 2, PATIENCE)["group"]
+    with pytest.raises(BroadcastTimeoutError, match=r"server a .* within 0.05 s"):
+        transfer.prepare(group, policy(1), 0.05 if not joins else PATIENCE)
+        transfer.send(group, 0.05)
+    assert stuck.aborted.is_set()
+
+
+def test_leaving_frees_the_sending_thread() -> None:
+    stuck = Stuck(joins=True)
+    transfer = Transfer(CPU, HOST, lambda *_: stuck)
+    transfer.hold(policy(1), weights(1), weights(1))
+    group = transfer.join("a", policy(1), 2, PATIENCE)["group"]
+    transfer.prepare(group, policy(1), PATIENCE)
+    sending = Later(lambda: transfer.send(group, PATIENCE))
+    assert stuck.waiting.wait(PATIENCE)
+    transfer.leave(group)
+    transfer.leave(group)
+    with pytest.raises(BroadcastError, match="to server a: aborted"):
+        sending.result()
+    with pytest.raises(BroadcastError, match="nothing was prepared"):
+        other = transfer.join("a", policy(1), 2, PATIENCE)["group"]
+        transfer.send(other, PATIENCE)
+
+
+def test_gloo_gives_up_after_the_buffer_on_its_way() -> None:
+    made = GlooCommunicator(HOST, 2, PATIENCE)
+    peer = Later(lambda: Peer({"master_address": HOST, "master_port": made.port, "rank_offset": 1, "world_size": 2}))
+    made.join()
+    peer.result()
+
+    def stopping() -> Iterator[tuple[str, torch.Tensor]]:
+        yield "a", torch.zeros(1)
+        made.abort()
+        yield "b", torch.zeros(1)
+
+    with pytest.raises(BroadcastError, match="given up"):
+        made.send(stopping())
+
+
+class FakeNCCL:
+    """Stands for vLLM's engine: records its calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.sent: list[str] = []
+        self.group = types.SimpleNamespace(disabled=False, comm="comm", nccl=self)
+
+    def trainer_init(self, info: dict[str, Any]) -> Any:
+        self.calls.append(("init", info))
+        return self.group
+
+    def trainer_send_weights(self, iterator: Iterator[tuple[str, torch.Tensor]], arguments: dict[str, Any]) -> None:
+        self.calls.append(("send", arguments))
+        self.sent.extend(name for name, _ in iterator)
+
+    def ncclCommAbort(self, comm: str) -> None:  # noqa: N802 - NCCL's name
+        self.calls.append(("abort", comm))
+
+
+@pytest.fixture
+def nccl(monkeypatch: pytest.MonkeyPatch) -> FakeNCCL:
+    fake = FakeNCCL()
+    module = types.SimpleNamespace(NCCLWeightTransferEngine=fake, NCCLTrainerSendWeightsArgs=dict)
+    monkeypatch.setitem(sys.modules, "vllm.distributed.weight_transfer.nccl_engine", module)
+    for name in ("set_device", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda d, name=name: fake.calls.append((name, d)))
+    return fake
+
+
+def test_nccl_is_driven_by_the_calls_that_were_verified(nccl: FakeNCCL) -> None:
+    device = torch.device("cuda:0")
+    made = communicator.open_communicator(device, HOST, 3, PATIENCE)
+    made.join()
+    made.send(weights(1).items())
+    assert nccl.calls == [
+        ("set_device", device),
+        ("init", {"master_address": HOST, "master_port": made.port, "world_size": 3}),
+        ("set_device", device),
+        ("send", {"group": nccl.group, "packed": True, "packed_buffer_size_bytes": 128 << 20}),
+        ("synchronize", device),
+    ]
+    assert nccl.sent == list(weights(1))
+    del nccl.calls[:]
+    made.abort()
+    made.abort()
+    assert nccl.calls == [("abort", "comm")]
+    assert nccl.group.disabled
+    with pytest.raises(BroadcastError, match="given up"):
+        made.send(weights(1).items())
+
+
+def test_nccl_that_meets_after_it_was_given_up_is_freed(nccl: FakeNCCL) -> None:
+    transfer = Transfer(torch.device("cuda:0"), HOST)
+    transfer.hold(policy(1), weights(1), weights(1))
+    may, freed = threading.Event(), threading.Event()
+    meet, nccl.ncclCommAbort = nccl.trainer_init, lambda _: freed.set()
+    nccl.trainer_init = lambda info: meet(info) if may.wait(PATIENCE) else None
+    group = transfer.join("a", policy(1), 2, PATIENCE)["group"]
+    transfer.leave(group)
+    may.set()
+    assert freed.wait(PATIENCE)
+
+
+def test_without_vllm_or_nccl_a_gpu_trainer_says_so(nccl: FakeNCCL, monkeypatch: pytest.MonkeyPatch) -> None:
+    nccl.group.disabled = True
+    with pytest.raises(BroadcastError, match="no NCCL library"):
+        NCCLCommunicator(torch.device("cuda:0"), HOST, 2).join()
+    monkeypatch.setitem(sys.modules, "vllm.distributed.weight_transfer.nccl_engine", None)
+    with pytest.raises(BroadcastError, match="vLLM's own engine, which cannot be imported"):
+        NCCLCommunicator(torch.device("cuda:0"), HOST, 2)
+
+
+def post(endpoint: Endpoint, route: str, body: Any, token: str | None = None) -> tuple[int, dict[str, Any]]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"Authorization": f"Bearer {endpoint.token if token is None else token}"}
+    request = urllib.request.Request(endpoint.url + route, data, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+@pytest.fixture
+def endpoint(transfer: Transfer) -> Iterator[Endpoint]:
+    made = Endpoint(transfer, HOST)
+    yield made
+    made.close()
+
+
+def wire(version: int) -> dict[str, Any]:
+    return {"incarnation": 1, "version": version, "digest": f"{version:064x}"}
+
+
+def test_a_transfer_over_http(endpoint: Endpoint) -> None:
+    held = weights(3)
+    endpoint.transfer.hold(policy(3), held, held)
+    asked = {"server": "a", "policy": wire(3), "world_size": 2, "seconds": 30}
+    status, joined = post(endpoint, "/join", asked)
+    assert status == 200
+    peer = Later(lambda: Peer(joined["init_info"]))
+    group = {"group": joined["group"]}
+    status, prepared = post(endpoint, "/prepare", group | {"policy": wire(3), "seconds": 30})
+    assert status == 200
+    got = Later(lambda: peer.result().receive(prepared["update_info"]))
+    status, sent = post(endpoint, "/send", group | {"seconds": 30.5})
+    assert (status, sent["bytes"] > 0) == (200, True)
+    assert same(got.result(), held)
+    assert post(endpoint, "/leave", group) == (200, {})
+    status, answer = post(endpoint, "/send", group | {"seconds": 1})
+    assert (status, answer["error"]["type"]) == (404, "GroupUnknownError")
+    status, answer = post(endpoint, "/join", asked | {"policy": wire(4)})
+    assert (status, answer["error"]["type"]) == (410, "PolicyGoneError")
+
+
+def test_requests_that_are_refused(endpoint: Endpoint) -> None:
+    good = {"group": "g", "seconds": 1}
+    for route, body in (
+        ("/send", good | {"more": 1}),
+        ("/send", {"group": "g"}),
+        ("/send", good | {"seconds": 0}),
+        ("/send", good | {"seconds": 1e400}),
+        ("/send", b"{"),
+        ("/send", b"[]"),
+        ("/send", b" " * (LIMIT + 1)),
+        ("/join", {"server": "a", "policy": {"version": 1}, "world_size": 2, "seconds": 1}),
+        ("/elsewhere", {}),
+    ):
+        status, answer = post(endpoint, route, body)
+        assert (status, answer["error"]["type"]) == (400, "FrameError"), (route, body)
+    for token in ("", "x", endpoint.token[:-1], endpoint.token + "é"):
+        assert post(endpoint, "/send", good, token.encode().decode("latin-1"))[0] == 401
+    with pytest.raises(urllib.error.HTTPError) as got:
+        urllib.request.urlopen(endpoint.url + "/send", timeout=PATIENCE)
+    assert got.value.code == 501  # GET
+    got.value.close()
+
+
+def test_bytes_of_any_kind_are_refused_and_harm_nothing(endpoint: Endpoint) -> None:
+    seeds = [json.dumps({"group": "g", "seconds": 1, "policy": wire(1)}).encode(), b"\xff\x00", b"null", b"1" * 50]
+    rng = random.Random(1)
+    for _ in range(200):
+        data = bytearray(rng.choice(seeds))
+        for _ in range(rng.randrange(4)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        status, answer = post(endpoint, rng.choice(["/join", "/prepare", "/send"]), bytes(data))
+        assert status in (400, 404, 410), (data, answer)
