@@ -95,7 +95,9 @@ def run(case: dict[str, Any], ranks: Ranks, folder: Path) -> None:
         held = options(groups, **LOSS, **kl, temperature=1.0, banned=(0,))
         if n == 1:
             engine.gradients(n, held, [values[q] for q in own])
-            arrays |= {f"grad.{k}": whole(p.grad).numpy().copy() for k, p in engine._running.optimizer.parameters}
+            arrays |= {
+                f"grad.{k}": whole(p.grad).float().numpy().copy() for k, p in engine._running.optimizer.parameters
+            }
         report = engine.step(n, held, [values[q] for q in own])
         numbers[f"step{n}"] = [report.loss, report.grad_norm, report.tokens]
         at = 0
