@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests that need stock vLLM, on CPU, on one server that all of them share; the import of InternVL starts
-# two of its own, on its own checkpoints.
+# Runs the tests that need stock vLLM, on CPU, on one server that all of them share; those of adapters and of the
+# import of InternVL start their own, on their own checkpoints.
 #
 # UADT_VLLM_URL and UADT_VLLM_WEIGHTS (directories, separated by colons), when both are set, name a server
 # that runs already; otherwise one is started on two fresh micro checkpoints and ended afterwards.

@@ -48,8 +48,13 @@ func newOnVLLM(t *testing.T) *onVLLM {
 	if url == "" || weights[0] == "" {
 		t.Fatal("UADT_VLLM_URL must be the address of a server and UADT_VLLM_WEIGHTS a directory of its architecture")
 	}
-	o := &onVLLM{modelKit: newModelKit(t, "broadcasts"), album: map[string][]byte{}}
-	o.model = weights[0]
+	return onServer(t, "broadcasts", url, weights[0])
+}
+
+// onServer is a kit for a server that was started on model.
+func onServer(t *testing.T, run, url, model string) *onVLLM {
+	o := &onVLLM{modelKit: newModelKit(t, run), album: map[string][]byte{}}
+	o.model = model
 	var err error
 	o.config, err = qwenvl.LoadConfig(o.model)
 	must(t, err)
@@ -70,6 +75,11 @@ func newOnVLLM(t *testing.T) *onVLLM {
 // under it.
 func (o *onVLLM) adopt(t *testing.T, offer rollout.Offer) []rollout.Trace {
 	t.Helper()
+	return o.answer(t, offer).Traces
+}
+
+func (o *onVLLM) answer(t *testing.T, offer rollout.Offer) rollout.Group {
+	t.Helper()
 	adopted, err := o.fleet.Adopt(t.Context(), offer)
 	must(t, err)
 	t.Logf("policy %s by %s: %.3f s", offer.Policy, offer.Transport, adopted.Seconds)
@@ -81,7 +91,7 @@ func (o *onVLLM) adopt(t *testing.T, offer rollout.Offer) []rollout.Trace {
 		Sampling: rollout.Sampling{Traces: 4, Temperature: 1, TopP: 1, MaxTokens: 16, Seed: 1 << 20},
 	})
 	must(t, err)
-	return group.Traces
+	return group
 }
 
 // apart is the largest difference of log-probabilities between two sets of
