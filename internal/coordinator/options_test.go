@@ -329,11 +329,17 @@ func TestScorerThatHangsOrFails(t *testing.T) {
 	}
 }
 
+// TestBadStepsStopTheRun: the run can be resumed; it stops at the same step
+// again while the cause is there, and comes to its end once that is mended.
 func TestBadStepsStopTheRun(t *testing.T) {
-	k := mustKit(t, t.TempDir(), 1, func(k *kit, s *trainertest.Script) {
-		k.options.MaxBadSteps = 2
-		s.Bad = []int{1, 3, 4, 5}
-	})
+	dir := t.TempDir()
+	incarnation := func(n uint64, bad ...int) *kit {
+		return mustKit(t, dir, n, func(k *kit, s *trainertest.Script) {
+			k.options.MaxBadSteps = 2
+			s.Bad = bad
+		})
+	}
+	k := incarnation(1, 1, 3, 4, 5)
 	_, err := k.run(patient(t), t.Context())
 	var bad *BadStepsError
 	var last *trainer.BadStepError
@@ -342,5 +348,12 @@ func TestBadStepsStopTheRun(t *testing.T) {
 	}
 	if n := k.events.alarms("bad_step"); n != 3 {
 		t.Errorf("%d alarms, want 3", n)
+	}
+	if _, err := incarnation(2, 1, 3, 4, 5).run(patient(t), t.Context()); !errors.As(err, &last) || last.Step != 4 {
+		t.Errorf("resumed with the cause still there: %v, want a stop at step 4", err)
+	}
+	mended := incarnation(3, 1)
+	if result := mended.finish(t); result.Step != mended.options.Stages[0].Steps {
+		t.Errorf("resumed and mended: ended at step %d, want %d", result.Step, mended.options.Stages[0].Steps)
 	}
 }

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +18,12 @@ from conftest import PAD, Store, advantages, batch, options, run_step, shard, st
 from safetensors.torch import load_file, save_file
 
 from uadt_trainer.blobs import BlobAddress, BlobClient
+from uadt_trainer.bus import BusOptions, Incoming
 from uadt_trainer.engine import Engine, EngineOptions
 from uadt_trainer.errors import BadStepError, GroupError
+from uadt_trainer.frames import ANSWER, COMMAND, decode, encode
+from uadt_trainer.ranks import Ranks
+from uadt_trainer.server import Server
 from uadt_trainer.types import Group
 from uadt_trainer.weights import CheckpointError
 
@@ -133,3 +140,97 @@ def test_an_image_pad_in_a_response_takes_no_image(engine: Make, store: Store, c
     np.testing.assert_allclose(after.old[keep], before.old[keep], atol=1e-5)
     assert np.isfinite(after.old).all()
     assert (after.old[4 : len(odd.tokens)] != before.old[4 : len(odd.tokens)]).all()
+
+
+RANK = """
+import sys
+from datetime import timedelta
+import numpy as np
+import torch
+import torch.distributed as dist
+sys.path.insert(0, {package!r})
+from uadt_trainer.ranks import CollectiveError, Ranks
+
+rank, limit, what = int(sys.argv[1]), timedelta(seconds=float(sys.argv[2])), sys.argv[3]
+dist.init_process_group("gloo", init_method="file://{meet}", rank=rank, world_size=2, timeout=limit)
+ranks = Ranks(rank, 2)
+ranks.wait()
+print("met", flush=True)
+if rank == 1:
+    sys.stdin.read()  # it hangs, or is killed here
+try:
+    match what:
+        case "numbers": ranks.sum([1.0])
+        case "gradients": ranks.sum_gradients([torch.zeros(3)])
+        case "maxima": ranks.largest(np.zeros(3))
+        case "values": ranks.gather(np.zeros(3))
+except CollectiveError as error:
+    print(error, flush=True)
+    sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "killed"), [("numbers", False), ("gradients", False), ("maxima", True), ("values", True)]
+)
+def test_a_rank_that_does_not_come_is_not_waited_for(tmp_path: Path, what: str, killed: bool) -> None:
+    script = tmp_path / "rank.py"
+    package = str(Path(__file__).resolve().parents[1])
+    script.write_text(RANK.format(package=package, meet=tmp_path / "meet"))
+    limit = "600" if killed else "2"  # a rank that is killed is noticed at once
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), limit, what],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        assert [r.stdout.readline() for r in ranks] == ["met\n"] * 2
+        if killed:
+            ranks[1].kill()
+        said, _ = ranks[0].communicate(timeout=100)
+    finally:
+        for r in ranks:
+            r.kill()
+            r.communicate()
+    assert ranks[0].returncode == 3
+    assert said.startswith("rank 0 of 2, ")
+    assert what in said
+
+
+class NoBus:
+    """Takes the answers of a rank."""
+
+    def __init__(self, *_: object) -> None:
+        self.answers: list[dict] = []
+
+    def answer(self, _to: Incoming, _schema: str, data: bytes, _suffix: str) -> None:
+        self.answers.append(decode(ANSWER, data).message)
+
+
+def test_a_rank_out_of_memory_says_so_and_ends(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("uadt_trainer.server.Bus", NoBus)
+    o = EngineOptions(torch.device("cpu"), torch.float32, tmp_path, lambda _: b"")
+    server = Server(BusOptions("nats://127.0.0.1:1", "r", 0, "", "_INBOX"), o, Ranks(), "me", "127.0.0.1")
+    server._engine, server._scope = Engine(o), 1
+    server._engine.begin(stage(checkpoint, incarnation=1))
+
+    def no_room(*_: object) -> None:
+        message = "tried to allocate 2.00 GiB"
+        raise torch.OutOfMemoryError(message)
+
+    monkeypatch.setattr(server._engine, "score", no_room)
+    body = {"step": 1, "temperature": 1.0, "banned": []}
+    command = encode(COMMAND, {"version": 1, "instance": "me", "body": body}, {})
+    incoming = Incoming(1, "k", "score", command)
+    with pytest.raises(torch.OutOfMemoryError):  # which ends the process: its memory is in nobody knows what state
+        server._serve(incoming)
+    failure = server._bus.answers[-1]["error"]
+    assert (failure["type"], failure["message"]) == ("OutOfMemoryError", "tried to allocate 2.00 GiB")

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "uadt_trainer"
 
 # Calls that read or send pickled objects.
 PICKLING = {
-    "load": {"torch", "numpy", "np"},
+    "load": {"torch", "numpy", "np", "joblib"},
     "save": {"torch"},
     "all_gather_object": {"dist", "distributed"},
     "broadcast_object_list": {"dist", "distributed"},
@@ -29,6 +29,21 @@ def test_no_pickle() -> None:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 owner = getattr(node.func.value, "id", getattr(node.func.value, "attr", ""))
                 assert owner not in PICKLING.get(node.func.attr, set()), f"{path}:{node.lineno}"
+
+
+def test_every_process_group_has_a_time_limit() -> None:
+    # Those that make one, and at which argument the limit is if it is not named.
+    makers = {"init_process_group": None, "new_group": None, "TCPStore": None, "ProcessGroupGloo": 3}
+    made = 0
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = node.func.attr if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else ""
+            if name in makers:
+                made += 1
+                place = makers[name]
+                named = any(k.arg == "timeout" for k in node.keywords)
+                assert named or place is not None and len(node.args) > place, f"{path}:{node.lineno}"
+    assert made > 0
 
 
 def test_no_file_is_long() -> None:
