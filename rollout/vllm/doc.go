@@ -2,7 +2,8 @@
 // surface: stock vLLM, or our own native server. [Fleet] implements
 // rollout.Fleet over one or many of them: it balances jobs, watches each
 // server's forward progress, retries elsewhere, and brings new weights live by
-// directory (/pause, reload_weights, cache resets, /resume).
+// directory (/pause, reload_weights, cache resets, /resume) or by broadcast from
+// the trainer, in a group for each server (decision 16).
 //
 // What a server answers is checked before it is believed: number and order of
 // choices, one finite log-probability for every token id, known finish reasons.
