@@ -52,6 +52,17 @@ func TestMinimalFileTakesDefaults(t *testing.T) {
 	}
 }
 
+// Adapters as VLM-R1 has them, handed out alone.
+func TestLoRA(t *testing.T) {
+	c := load(t, minimal+"rollout: {servers: [\"http://a\"]}\ntrainer: {backend: pytorch, lora_rank: 64, lora_alpha: 128, lora_targets: [q_proj, v_proj], weights: lora}\n").Trainer
+	if c.LoRARank != 64 || c.LoRAAlpha != 128 || len(c.LoRATargets) != 2 || c.Weights != "lora" {
+		t.Errorf("%+v", c)
+	}
+	if c := load(t, minimal).Trainer; c.LoRARank != 0 || len(c.LoRATargets) != 7 || c.Weights != "directory" {
+		t.Errorf("defaults are %+v", c)
+	}
+}
+
 func TestPrecedenceAndOrigins(t *testing.T) {
 	path := write(t, minimal+"rollout:\n  group_size: 4\n  max_tokens: 64\n  temperature: 0.9\n")
 	c, err := Load(Request{
@@ -100,6 +111,13 @@ func TestBadValues(t *testing.T) {
 		{"broadcasts of gorgonia", "trainer:\n  weights: nccl\n", "only pytorch does"},
 		{"broadcasts to the native server", "trainer:\n  backend: pytorch\n  weights: nccl\n", "rollout.servers: is empty, but trainer.weights is nccl"},
 		{"weights by pigeon", "trainer:\n  weights: pigeon\n", "is none of directory, nccl, lora"},
+		{"adapters of gorgonia", "trainer:\n  lora_rank: 8\n", "trainer.lora_rank: 8, but gorgonia trains no adapters, only pytorch does"},
+		{"adapter of nothing", "trainer:\n  backend: pytorch\n  lora_rank: 8\n  lora_targets: []\n", "trainer.lora_targets: is empty"},
+		{"adapter of the head", "trainer:\n  backend: pytorch\n  lora_rank: 8\n  lora_targets: [lm_head]\n", `trainer.lora_targets: "lm_head" is none of q_proj`},
+		{"adapters published, none trained", "trainer:\n  weights: lora\n", "trainer.lora_rank is 0: there is no adapter"},
+		{"adapters to the native server", "trainer:\n  backend: pytorch\n  lora_rank: 8\n  weights: lora\n", "rollout.servers: is empty, but trainer.weights is lora"},
+		{"adapters after another stage", "  - {name: again, kind: rl, data: x, steps: 1, learning_rate: 1e-4}\nrollout: {servers: [\"http://a\"]}\ntrainer: {backend: pytorch, lora_rank: 8, weights: lora}\n", "the stages are not one of kind rl"},
+		{"adapters of a frozen part", "    frozen: [language]\ntrainer: {backend: pytorch, lora_rank: 8}\n", "stages.0.frozen: has language, which is what trainer.lora_rank trains"},
 		{"k1 in loss", "grpo:\n  kl: k1\n  kl_coef: 0.1\n", "k1 is refused in the loss"},
 		{"informative with KL", "grpo:\n  kl: k3\n  kl_coef: 0.1\n  denominator: informative\n", "grpo.denominator: informative is refused"},
 		{"gspo", "grpo:\n  loss: gspo\n", "want seq_mean_token_mean"},

@@ -223,6 +223,40 @@ func TestMoreStepsThanBefore(t *testing.T) {
 	}
 }
 
+// TestResumedStageKnowsItsStart: with KL or without, a trainer is told where the
+// stage began, to which adapters are added; KL alone makes it the reference.
+func TestResumedStageKnowsItsStart(t *testing.T) {
+	for _, kl := range []bool{true, false} {
+		dir := t.TempDir()
+		change := func(k *kit, script *trainertest.Script) {
+			full(0)(k, script)
+			if !kl {
+				k.options.RL.Loss.KL = trainer.KL{}
+			}
+		}
+		k := mustKit(t, dir, 1, change)
+		admit, stop := context.WithCancel(t.Context())
+		defer stop()
+		k.events.hook = func(e telemetry.Event) {
+			if s, ok := e.(telemetry.StepDone); ok && s.Global == 5 {
+				stop()
+			}
+		}
+		if _, err := k.run(patient(t), admit); !errors.Is(err, ErrStopped) {
+			t.Fatal(err)
+		}
+		k = mustKit(t, dir, 2, change)
+		c := &calls{Scripted: k.trainer}
+		k.options.Parts.Backend, k.options.Parts.Keeper = c, c
+		k.finish(t)
+		start := filepath.Join(dir, "checkpoints", "step-0003", "policy")
+		rl := c.stages[0]
+		if rl.Name != "rl" || rl.Resume == "" || rl.Model != start || (rl.Reference != nil) != kl {
+			t.Errorf("KL %v: began %+v, want a stage that started from %s", kl, rl, start)
+		}
+	}
+}
+
 // TestMovedRunResumes: the reference is a checkpoint of the run itself, and
 // goes with it.
 func TestMovedRunResumes(t *testing.T) {

@@ -14,7 +14,7 @@ STEPS = 5 + 2
 KILLS = (1, 2)  # after how many steps of each attempt
 
 
-def start(runs: Path, name: str) -> subprocess.Popen[str]:
+def start(runs: Path, name: str, **more: object) -> subprocess.Popen[str]:
     settings = {
         "runs_dir": runs,
         "trainer.backend": "pytorch",
@@ -25,6 +25,7 @@ def start(runs: Path, name: str) -> subprocess.Popen[str]:
         "rollout.questions_per_step": 4,
         "eval.questions": 4,
         "checkpoint.every": 2,
+        **more,
     }
     command = [ROOT / "bin" / "uadt-train", "--config", "configs/quickstart.yaml", "--run", name]
     for key, value in settings.items():
