@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/uadt-train/uadt-train/internal/checkpoint"
 	"github.com/uadt-train/uadt-train/rollout"
 	"github.com/uadt-train/uadt-train/rollout/rollouttest"
 )
@@ -52,11 +53,21 @@ func realFleet(t *testing.T, images Images) (*Fleet, func(version int) rollout.O
 	})
 	incarnation++
 	mine := incarnation
+	digests := make([]string, len(weights))
+	for i, path := range weights {
+		model, err := checkpoint.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if digests[i], err = model.Digest(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	return fleet, func(version int) rollout.Offer {
-		path := weights[version%len(weights)]
+		i := version % len(weights)
 		return rollout.Offer{
-			Policy:    rollout.Policy{Incarnation: mine, Version: version, Digest: hex.EncodeToString([]byte(path))},
-			Transport: rollout.ByDirectory, Path: path,
+			Policy:    rollout.Policy{Incarnation: mine, Version: version, Digest: digests[i]},
+			Transport: rollout.ByDirectory, Path: weights[i],
 		}
 	}
 }
