@@ -34,6 +34,7 @@ from test_three_engines import Vllm, logprobs
 sys.path.insert(0, str(ROOT / "trainer" / "pytorch"))
 from uadt_trainer.encoder import Encoder  # noqa: E402
 from uadt_trainer.engine import Engine, EngineOptions, Stage  # noqa: E402
+from uadt_trainer.errors import GroupError  # noqa: E402
 from uadt_trainer.optim import AdamWOptions  # noqa: E402
 from uadt_trainer.types import Group, Part, Shard, Trace  # noqa: E402
 
@@ -233,3 +234,9 @@ def test_the_trainer_packs_what_was_imported(imported: Imported, reference: Refe
     engine.begin(Stage(incarnation=1, name="rl", model=imported.target, frozen=(), optimizer=AdamWOptions()))
     engine.load(Shard(1, tuple(groups), tuple(Part(0, i, 0, 3) for i in range(len(groups))), 1))
     np.testing.assert_allclose(engine.score(1, 1.0, (banned,)).old, torch.cat(expected).numpy(), atol=TOLERANCE)
+
+    # A prompt that spells a token behind the embedding.
+    behind = np.array([reference.processor.tokenizer.convert_tokens_to_ids("<video>")], np.int32)
+    spelt = Group("spelt", np.concatenate([groups[0].prompt, behind]), (), groups[0].traces, 0)
+    with pytest.raises(GroupError, match="is outside of"):
+        engine.load(Shard(2, (spelt,), (Part(0, 0, 0, 3),), 1))
