@@ -28,6 +28,7 @@ from uadt_trainer.optim import AdamW, AdamWOptions
 from uadt_trainer.packing import pack
 from uadt_trainer.shard import Flattener
 from uadt_trainer.weights import CheckpointError, stored_digest, write_directory
+from uadt_trainer.weights import digest as weights_digest
 
 Make = Callable[[], Engine]
 LORA = LoRAOptions(rank=4, alpha=12.0, seed=5)
@@ -156,9 +157,29 @@ def test_only_adapters_move_and_the_policy_is_merged(
     config = json.loads((tmp_path / "saved" / "adapter" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 12.0, str(checkpoint))
 
-    # What comes after starts from the merged policy.
+    _, broadcast = e.snapshot()
+    assert weights_digest(broadcast) == digest
+
+    # What comes after starts from the merged policy, which scores as the adapters did.
+    groups = batch(store, 3)
+    e.load(shard(3, groups))
+    adapted = e.score(3, 1.0, ()).old
     e.begin(stage(tmp_path / "saved" / "policy", lora=LORA))
     assert e.publish(0)[1] == digest
+    e.load(shard(1, groups))
+    np.testing.assert_allclose(e.score(1, 1.0, ()).old, adapted, atol=1e-5)
+
+
+def test_every_rank_makes_the_same_adapters(engine: Make, checkpoint: Path) -> None:
+    digests = []
+    for noise, seed in ((1, 5), (2, 5), (2, 6)):
+        torch.manual_seed(noise)
+        before = torch.get_rng_state()
+        e = engine()
+        e.begin(stage(checkpoint, lora=replace(LORA, seed=seed)))
+        assert torch.equal(torch.get_rng_state(), before)
+        digests.append(e.publish_adapter(0)[1])
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_resume_is_exact(engine: Make, store: Store, checkpoint: Path, tmp_path: Path) -> None:
