@@ -16,6 +16,7 @@ from torch.nn.functional import linear, silu
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from .attention import attend
+from .lora import ADAPTER
 from .packing import AttentionPlan
 from .sharding import through
 
@@ -201,7 +202,7 @@ def text_adapters(layer: torch.nn.Module) -> tuple[Adapter, ...]:
     """Return the adapters that text_layer takes, None for a projection that peft did not touch."""
     a, m = layer.self_attn, layer.mlp
     return tuple(
-        (p.lora_A["default"].weight, p.lora_B["default"].weight, p.scaling["default"]) if hasattr(p, "lora_A") else None
+        (p.lora_A[ADAPTER].weight, p.lora_B[ADAPTER].weight, p.scaling[ADAPTER]) if hasattr(p, "lora_A") else None
         for p in (a.q_proj, a.k_proj, a.v_proj, a.o_proj, m.gate_proj, m.up_proj, m.down_proj)
     )
 
