@@ -20,6 +20,8 @@ type Info struct {
 	// Watched says that it shows a progress counter, without which a hung server
 	// is noticed by the request timeout only.
 	Watched bool
+	// Settings is how it was started; nil when it does not say.
+	Settings *Settings
 }
 
 // Inspect asks one server what it is, for reports and for checks before a run.
@@ -60,6 +62,10 @@ func Inspect(ctx context.Context, server string, options Options) (Info, error) 
 		bounded(func(ctx context.Context) error {
 			m, err := c.metrics(ctx)
 			info.Watched = m.known
+			return err
+		}),
+		bounded(func(ctx context.Context) (err error) {
+			info.Settings, err = c.settings(ctx)
 			return err
 		}),
 	)

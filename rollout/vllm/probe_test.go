@@ -179,7 +179,7 @@ func TestOptionsRefused(t *testing.T) {
 func TestInspect(t *testing.T) {
 	f := newFake(t)
 	info, err := Inspect(context.Background(), f.server.URL, Options{})
-	want := Info{f.server.URL, "0.0.1", "policy", "x", 65536, true, false, true}
+	want := Info{f.server.URL, "0.0.1", "policy", "x", 65536, true, false, true, nil}
 	if err != nil || info != want {
 		t.Errorf("%+v, %v; want %+v", info, err, want)
 	}
