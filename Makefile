@@ -9,7 +9,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME ?= 10s
 RUN ?= quickstart
 
-.PHONY: help build quickstart base test test-go test-race test-python test-vllm test-full lint fuzz bench bench-gpu clean
+.PHONY: help build quickstart base test test-go test-race test-python test-vllm test-browser test-full lint fuzz bench bench-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ quickstart: build ## the whole ring on this machine: a policy learns in minutes
 base: build ## make the stage-1 checkpoint again that the quickstart starts from
 	scripts/make-base.sh
 
-test: lint test-go test-race test-python test-vllm ## everything that CI runs
+test: lint test-go test-race test-python test-vllm test-browser ## everything that CI runs
 
 test-go: ## unit and property tests, and the seeds of every fuzz target
 	go test ./...
@@ -39,12 +39,16 @@ test-python: build ## agreement with transformers and PyTorch, the PyTorch train
 test-vllm: build ## the Fleet conformance suite and agreement on real vLLM (CPU)
 	scripts/test-vllm.sh
 
+test-browser: ## the report of an evaluation, opened in headless Chromium
+	scripts/test-browser.sh
+
 test-full: build ## five seeds, five kills; writes docs/measurements.md's numbers to runs/full
 	scripts/test-full.sh
 
 lint: ## gofmt, go vet, staticcheck, ruff
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
 	go vet ./...
+	go vet -tags browser ./cmd/uadt-train
 	go run $(STATICCHECK) ./...
 	$$(.ci/python-env) -m ruff check trainer/pytorch tests/python
 	$$(.ci/python-env) -m ruff format --check trainer/pytorch tests/python

@@ -151,7 +151,7 @@ func (m *Main) eval(ctx context.Context, f evalFlags) (err error) {
 	if err := m.askAll(ctx, a, f, p, log); err != nil {
 		return err
 	}
-	return m.summarise(f, log, shared)
+	return m.summarise(ctx, f, store, log, shared)
 }
 
 // options says how the records of a file are taken under protocol p.
@@ -249,7 +249,7 @@ func (m *Main) askAll(ctx context.Context, a *asker, f evalFlags, p protocol, lo
 }
 
 // summarise writes summary.json and report.html and prints the table.
-func (m *Main) summarise(f evalFlags, log *predictions, shared *overlap) error {
+func (m *Main) summarise(ctx context.Context, f evalFlags, store *blob.Store, log *predictions, shared *overlap) error {
 	summary := evaluate.Summarise(log.results(), evaluate.Options{Greedy: f.temperature == 0})
 	data, err := json.MarshalIndent(struct {
 		Settings evalSettings     `json:"settings"`
@@ -263,7 +263,11 @@ func (m *Main) summarise(f evalFlags, log *predictions, shared *overlap) error {
 	if err := os.WriteFile(filepath.Join(f.out, "summary.json"), append(data, '\n'), 0o644); err != nil {
 		return fmt.Errorf("summary: %w", err)
 	}
-	if err := writePage(filepath.Join(f.out, "report.html"), log.settings, summary); err != nil {
+	examples, err := log.examples(ctx, store)
+	if err != nil {
+		return err
+	}
+	if err := writePage(filepath.Join(f.out, "report.html"), log.settings, summary, examples); err != nil {
 		return err
 	}
 	if f.asJSON {

@@ -54,7 +54,7 @@ func TestEvalResumesWithoutAskingAgain(t *testing.T) {
 		t.Errorf("the resumed summary is of other records (%v)", err)
 	}
 	page, err := os.ReadFile(filepath.Join(out, "report.html"))
-	if err != nil || !bytes.Contains(page, []byte("Not for clinical use")) || bytes.Contains(page, []byte("http")) {
+	if err != nil || !bytes.Contains(page, []byte("Not for clinical use")) || bytes.Contains(page, []byte("://")) {
 		t.Errorf("the page is missing, unlabelled or reaches for the network (%v)", err)
 	}
 }
@@ -142,4 +142,39 @@ func TestEvalSaysWhatIsWrongWithItsFlags(t *testing.T) {
 	r := invoke(t, "eval", "--protocol", "mine", "--samples", "0")
 	r.expect(t, exitUsage, "--protocol mine", "--model or --servers", "--data", "--samples 0")
 	invoke(t, "eval", "--model", "m", "--data", "d", "--samples", "2").expect(t, exitUsage, "greedy answers are all the same")
+}
+
+// TestPhotographsAreNotEmbedded: the page carries images of sets that are marked
+// as phantoms, and of no other.
+func TestPhotographsAreNotEmbedded(t *testing.T) {
+	l := lab(t)
+	other := t.TempDir()
+	if err := os.CopyFS(filepath.Join(other, "images"), os.DirFS(l.path("data", "images"))); err != nil {
+		t.Fatal(err)
+	}
+	records, err := os.ReadFile(l.path("data", "in_domain.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(other, "in_domain.json"), records)
+	for data, shown := range map[string]bool{l.path("data", "in_domain.json"): true, filepath.Join(other, "in_domain.json"): false} {
+		out := filepath.Join(t.TempDir(), "eval")
+		args := evalArgs(t, l, out)
+		for i, a := range args {
+			if a == "--data" {
+				args[i+1] = data
+			}
+		}
+		invoke(t, args...).expect(t, exitDone)
+		page, err := os.ReadFile(filepath.Join(out, "report.html"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if embedded := bytes.Contains(page, []byte("data:image/")); embedded != shown {
+			t.Errorf("%s: images embedded %v, want %v", data, embedded, shown)
+		}
+		if said := bytes.Contains(page, []byte("which are not phantoms, are not shown")); said == shown {
+			t.Errorf("%s: the page says that images are withheld: %v", data, said)
+		}
+	}
 }

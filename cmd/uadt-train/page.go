@@ -1,6 +1,8 @@
 package main
 
 import (
+	_ "embed" // the page's template
+	"errors"
 	"fmt"
 	"html/template"
 	"net/http"
@@ -92,40 +94,15 @@ func (m *Main) printSummary(dir string, s evaluate.Summary) error {
 	return out.err
 }
 
+//go:embed report.html
+var pageText string
+
 var page = template.Must(template.New("report").Funcs(template.FuncMap{
 	"estimate": estimate, "rows": rowsOf, "percent": func(x float64) string { return fmt.Sprintf("%.1f", 100*x) },
-}).Parse(`<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Evaluation</title>
-<style>
-body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #ddd}
-td.n{text-align:right}svg{vertical-align:middle}p.note{color:#666}
-</style>
-<h1>Evaluation</h1>
-<p>{{with .Settings}}{{if .Model}}Model {{.Model}} (sha256 {{.ModelDigest}}){{else}}Servers {{range .Servers}}{{.}} {{end}}{{end}},
-protocol {{.Protocol}}, temperature {{.Temperature}}, {{.Samples}} answer(s) a question, at most {{.MaxTokens}} tokens{{if .WithoutImages}}, <b>images left out</b>{{end}}.{{end}}</p>
-<table><tr><th>records<th>n<th>strict, %<th><th>lenient, %<th>right form, %<th>strict given form, %<th>majority, %</tr>
-{{range rows .Summary}}<tr><td>{{.Name}}<td class="n">{{.Cell.Records}}<td>{{estimate .Cell.Strict}}
-<td><svg width="120" height="14" role="img" aria-label="strict accuracy"><rect width="120" height="14" fill="#eee"/>
-<rect width="{{percent .Cell.Strict.Value}}%" height="14" fill="#4a7ab5"/>
-<line x1="{{percent .Cell.Strict.Low}}%" x2="{{percent .Cell.Strict.High}}%" y1="7" y2="7" stroke="#222"/>
-<line x1="{{percent .Cell.Majority}}%" x2="{{percent .Cell.Majority}}%" y1="0" y2="14" stroke="#c33"/></svg>
-<td>{{estimate .Cell.Lenient}}<td>{{estimate .Cell.Formatted}}<td>{{estimate .Cell.GivenFormat}}<td>{{percent .Cell.Majority}}</tr>
-{{end}}</table>
-<p class="note">Blue: strict accuracy; black: its 95 % interval ({{.Summary.Overall.Strict.Method}}); red: always giving the commonest answer.
-Macro mean over question types: strict {{percent .Summary.MacroStrict}} %, lenient {{percent .Summary.MacroLenient}} %.</p>
-<h2>How answers are scored</h2>
-<p>Strict: from the single answer block, as in training; truncated answers and answers in the wrong form are wrong.
-Lenient: from the last answer block or the last letter. Choices need the exact letter or the exact set; open answers match by
-name after normalisation, with synonym table version {{.Summary.SynonymVersion}}. The authors of OphthaReason publish no scoring,
-so this is ours. {{.Summary.Unanswered}} records were not answered and {{.Summary.NoGold}} have no usable gold answer; neither counts.</p>
-<h2>Why answers counted as they did</h2>
-<table><tr><th>reason<th>answers</tr>{{range $reason, $n := .Summary.Reasons}}<tr><td>{{$reason}}<td>{{$n}}</tr>{{end}}</table>
-<p class="note">Not for clinical use.</p></html>
-`))
+}).Parse(pageText))
 
 // writePage writes the evaluation as one self-contained page.
-func writePage(path string, settings evalSettings, summary evaluate.Summary) error {
+func writePage(path string, settings evalSettings, summary evaluate.Summary, examples []example) error {
 	file, err := os.Create(path)
 	if err != nil {
 		return fmt.Errorf("report: %w", err)
@@ -133,8 +110,9 @@ func writePage(path string, settings evalSettings, summary evaluate.Summary) err
 	if err := page.Execute(file, struct {
 		Settings evalSettings
 		Summary  evaluate.Summary
-	}{settings, summary}); err != nil {
-		return fmt.Errorf("report: %w", err)
+		Examples []example
+	}{settings, summary, examples}); err != nil {
+		return errors.Join(fmt.Errorf("report: %w", err), file.Close())
 	}
 	if err := file.Close(); err != nil {
 		return fmt.Errorf("report: %w", err)

@@ -33,8 +33,17 @@ type writer struct {
 	summary Summary
 }
 
-// Write writes the sets that o asks for below dir: <split>.json and, unless
-// Inline is set, images/<sha256>.png. It fails if an image would appear in two
+// marker is the file that says what a directory of images holds.
+const marker = "PHANTOMS.txt"
+
+// Marked says whether dir was written by Write, so that its images show nobody.
+func Marked(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, marker))
+	return err == nil
+}
+
+// Write writes the sets that o asks for below dir: <split>.json, a file that says
+// what they are and, unless Inline is set, images/<sha256>.png. It fails if an image would appear in two
 // splits. A split's file appears whole or not at all.
 func Write(ctx context.Context, dir string, o Options) (Summary, error) {
 	if err := o.Validate(); err != nil {
@@ -43,6 +52,10 @@ func Write(ctx context.Context, dir string, o Options) (Summary, error) {
 	w := &writer{options: o.withDefaults(), dir: dir, owner: map[string]string{}, summary: Summary{
 		Records: map[string]int{}, Images: map[string]int{}, Files: map[string]string{}}}
 	if err := os.MkdirAll(filepath.Join(dir, "images"), 0o755); err != nil {
+		return Summary{}, fmt.Errorf("phantom: %w", err)
+	}
+	said := "The images of this folder are phantoms: drawings made by uadt-train, of nobody's eye.\n"
+	if err := writeFile(filepath.Join(dir, marker), []byte(said)); err != nil {
 		return Summary{}, fmt.Errorf("phantom: %w", err)
 	}
 	for _, c := range w.options.counts() {
