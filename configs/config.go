@@ -140,7 +140,7 @@ type Trainer struct {
 	Python      string        `key:"python" class:"placement" help:"Python interpreter of locally launched ranks"`
 	TokenBudget int           `key:"token_budget" class:"placement" unit:"tokens" range:">= 1" help:"most tokens of one micro-batch, which bounds memory"`
 	Beta2       float64       `key:"beta2" range:"0 < b < 1" help:"second moment decay of AdamW; the first is 0.9"`
-	MaxBadSteps int           `key:"max_bad_steps" range:">= 0" help:"updates with a loss or gradient that is not finite before the run stops"`
+	MaxBadSteps int           `key:"max_bad_steps" range:">= 1" help:"updates in a row with a loss or gradient that is not finite before the run stops"`
 	Timeout     time.Duration `key:"timeout" class:"placement" range:"> 0" help:"longest time for one trainer command"`
 	Weights     string        `key:"weights" class:"placement" range:"directory, nccl or lora" help:"how new weights reach the servers: a checkpoint directory, a broadcast (vLLM with --weight-transfer-config), or the adapter alone (vLLM with --enable-lora on model.path)"`
 	LoRARank    int           `key:"lora_rank" range:">= 0" help:"train adapters of this rank instead of weights, pytorch only; 0 is off" source:"LoRA, arXiv:2106.09685; VLM-R1 has 64"`

@@ -118,6 +118,7 @@ func TestBadValues(t *testing.T) {
 		{"adapters to the native server", "trainer:\n  backend: pytorch\n  lora_rank: 8\n  weights: lora\n", "rollout.servers: is empty, but trainer.weights is lora"},
 		{"adapters after another stage", "  - {name: again, kind: rl, data: x, steps: 1, learning_rate: 1e-4}\nrollout: {servers: [\"http://a\"]}\ntrainer: {backend: pytorch, lora_rank: 8, weights: lora}\n", "the stages are not one of kind rl"},
 		{"adapters of a frozen part", "    frozen: [language]\ntrainer: {backend: pytorch, lora_rank: 8}\n", "stages.0.frozen: has language, which is what trainer.lora_rank trains"},
+		{"no bad step at all", "trainer:\n  max_bad_steps: 0\n", "trainer.max_bad_steps: 0 is less than 1"},
 		{"k1 in loss", "grpo:\n  kl: k1\n  kl_coef: 0.1\n", "k1 is refused in the loss"},
 		{"informative with KL", "grpo:\n  kl: k3\n  kl_coef: 0.1\n  denominator: informative\n", "grpo.denominator: informative is refused"},
 		{"gspo", "grpo:\n  loss: gspo\n", "want seq_mean_token_mean"},

@@ -170,7 +170,7 @@ func (c Config) validateRest(found *check) {
 	found.oneOf("trainer.launch", t.Launch, "local", "external")
 	found.atLeast("trainer.token_budget", t.TokenBudget, 1)
 	found.require(t.Beta2 > 0 && t.Beta2 < 1, "trainer.beta2", "%v is outside (0, 1)", t.Beta2)
-	found.atLeast("trainer.max_bad_steps", t.MaxBadSteps, 0)
+	found.atLeast("trainer.max_bad_steps", t.MaxBadSteps, 1)
 	found.require(t.Timeout > 0, "trainer.timeout", "%s is not more than 0", t.Timeout)
 	found.oneOf("trainer.weights", t.Weights, "directory", "nccl", "lora")
 	if t.Weights == "nccl" {

@@ -8,8 +8,8 @@ import (
 
 // Check says whether g is an answer to job that may be trained: the right
 // question, seed, policy and number of traces, every trace with 1 to MaxTokens
-// tokens, one finite log-probability <= 0 for each, entropies exactly when they
-// were asked for, and none aborted. A group that is not fails with a *Dropped
+// tokens, one finite log-probability <= 0 for each, finite entropies >= 0 exactly
+// when they were asked for, and none aborted. A group that is not fails with a *Dropped
 // that says why.
 func (g Group) Check(job Job) error {
 	drop := func(reason Reason, format string, args ...any) error {
@@ -24,6 +24,9 @@ func (g Group) Check(job Job) error {
 	}
 	if len(g.PromptTokens) == 0 {
 		return drop(ReasonGarbage, "no prompt tokens")
+	}
+	if err := checkTokens(g.PromptTokens); err != nil {
+		return drop(ReasonGarbage, "prompt: %w", err)
 	}
 	if len(g.Traces) != job.Sampling.Traces {
 		return drop(ReasonGarbage, "%d traces, want %d", len(g.Traces), job.Sampling.Traces)
@@ -50,6 +53,9 @@ func (t Trace) check(s Sampling) error {
 	if len(t.Logprobs) != len(t.Tokens) {
 		return fmt.Errorf("%d log-probabilities for %d tokens", len(t.Logprobs), len(t.Tokens))
 	}
+	if err := checkTokens(t.Tokens); err != nil {
+		return err
+	}
 	for i, lp := range t.Logprobs {
 		// Rounding may lift the log of a probability of one a little over zero.
 		if v := float64(lp); math.IsNaN(v) || math.IsInf(v, 0) || v > 1e-3 {
@@ -62,8 +68,23 @@ func (t Trace) check(s Sampling) error {
 	if s.TopLogprobs > 0 && len(t.TopKEntropy) != len(t.Tokens) {
 		return fmt.Errorf("%d top-k entropies for %d tokens", len(t.TopKEntropy), len(t.Tokens))
 	}
+	for i, h := range t.TopKEntropy {
+		if v := float64(h); math.IsNaN(v) || math.IsInf(v, 0) || v < -1e-3 {
+			return fmt.Errorf("top-k entropy %g of token %d", h, i)
+		}
+	}
 	if t.Finish > FinishAbort {
 		return fmt.Errorf("unknown finish %d", t.Finish)
+	}
+	return nil
+}
+
+// checkTokens refuses ids that no vocabulary has.
+func checkTokens(ids []int32) error {
+	for i, id := range ids {
+		if id < 0 {
+			return fmt.Errorf("token %d has id %d", i, id)
+		}
 	}
 	return nil
 }
