@@ -191,8 +191,8 @@ func TestDoctor(t *testing.T) {
 	recipe, runs := writeRecipe(t, l.recipe)
 	r := invoke(t, "doctor", "--config", recipe)
 	r.expect(t, exitDone)
-	if strings.Count(r.stdout, "ok  ") != 6 || strings.Contains(r.stdout, "FAIL") {
-		t.Errorf("model, three stages, held-out data and disk should be well:\n%s", r.stdout)
+	if strings.Count(r.stdout, "ok  ") != 9 || strings.Contains(r.stdout, "FAIL") {
+		t.Errorf("model, three stages, held-out data, fleet, trainer, memory and disk should be well:\n%s", r.stdout)
 	}
 	requireAbsent(t, runs)
 	gone := filepath.Join(t.TempDir(), "gone")

@@ -5,30 +5,41 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
-	"os"
-	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/uadt-train/uadt-train/configs"
 	"github.com/uadt-train/uadt-train/internal/bus"
-	"github.com/uadt-train/uadt-train/internal/checkpoint"
-	"github.com/uadt-train/uadt-train/internal/dataset"
-	"github.com/uadt-train/uadt-train/internal/tokenizer"
 )
 
-// finding is one line of the doctor.
+// finding is one line of the doctor: what was found, and what a run wants when
+// that is something else.
 type finding struct {
 	Check string `json:"check"`
 	OK    bool   `json:"ok"`
-	Text  string `json:"text"`
+	Found string `json:"found"`
+	Want  string `json:"want,omitempty"`
 	// unreachable tells a dependency that does not answer from bad input.
 	unreachable bool
 }
+
+// check makes a finding of what went right or wrong.
+func check(name, found string, err error) finding {
+	if err != nil {
+		return finding{Check: name, Found: err.Error()}
+	}
+	return finding{Check: name, OK: true, Found: found}
+}
+
+// How long the doctor waits for each of its checks.
+const (
+	serverPatience  = 10 * time.Second // one question to a server
+	busPatience     = 5 * time.Second
+	trainerPatience = 2 * time.Minute // an interpreter imports PyTorch, on a disk that may be slow
+	filesPatience   = 2 * time.Minute // a file of records is read, or a folder on another machine looked at
+)
 
 // doctorCommand checks everything that a run will need, before it runs.
 func (m *Main) doctorCommand() *cobra.Command {
@@ -36,6 +47,13 @@ func (m *Main) doctorCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use: "doctor --config FILE", Short: "check model, data, fleet, bus, trainer, memory and disk before a run", Args: cobra.NoArgs,
+		Long: `doctor looks at everything that a recipe names and says, a line each, what it
+found and, where a run could not work with that, what it wants. It samples
+nothing, trains nothing and changes nothing but index files beside the data.
+Memory is estimated from the checkpoint and the recipe.
+
+Exit codes: 0 all is well, 1 something will not do, 2 the recipe is invalid,
+4 nothing is wrong but that a server or bus did not answer.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if c.file == "" {
 				return usagef("doctor: needs --config")
@@ -44,7 +62,7 @@ func (m *Main) doctorCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return m.report(examine(cmd.Context(), loaded.Config), asJSON)
+			return m.report(newDoctor(loaded.Config).examine(cmd.Context()), asJSON)
 		},
 	}
 	c.bind(cmd)
@@ -63,11 +81,7 @@ func (m *Main) report(findings []finding, asJSON bool) error {
 				return fmt.Errorf("doctor: %w", err)
 			}
 		} else {
-			mark := "ok  "
-			if !f.OK {
-				mark = "FAIL"
-			}
-			out.printf("%s  %-12s %s\n", mark, f.Check, f.Text)
+			out.printf("%s\n", f)
 		}
 		switch {
 		case f.OK:
@@ -88,98 +102,75 @@ func (m *Main) report(findings []finding, asJSON bool) error {
 	return nil
 }
 
-func examine(ctx context.Context, c configs.Config) []finding {
-	findings := []finding{checkModel(c)}
-	for _, s := range c.Stages {
-		findings = append(findings, checkRecords(ctx, "data "+s.Name, s.Data, c))
+// String is the line of f.
+func (f finding) String() string {
+	mark := "ok  "
+	if !f.OK {
+		mark = "FAIL"
 	}
-	if c.Eval.Data != "" {
-		findings = append(findings, checkRecords(ctx, "data eval", c.Eval.Data, c))
+	text := fmt.Sprintf("%s  %-12s %s", mark, f.Check, f.Found)
+	if f.Want != "" {
+		text += "; want " + f.Want
 	}
-	for _, url := range c.Rollout.Servers {
-		findings = append(findings, checkServer(ctx, url))
-	}
-	if c.Bus.URL != "" {
-		findings = append(findings, checkBus(ctx, c))
-	}
-	return append(findings, checkDisk(c))
+	return text
 }
 
-// check makes a finding of what went right or wrong.
-func check(name, text string, err error) finding {
-	if err != nil {
-		return finding{Check: name, Text: err.Error()}
-	}
-	return finding{Check: name, OK: true, Text: text}
+// doctor is what the checks share: each uses what those before it found.
+type doctor struct {
+	c     configs.Config
+	model modelFacts
+	rows  map[string]rowFacts // by stage, and evaluation
+	host  *trainerFacts       // nil when the trainer's process could not be asked
 }
 
-func checkModel(c configs.Config) finding {
-	model, err := checkpoint.Open(c.Model.Path)
-	if err != nil {
-		return check("model", "", err)
-	}
-	defer model.Close() //nolint:errcheck // read-only
-	var meta struct {
-		ModelType string `json:"model_type"`
-	}
-	if err := json.Unmarshal(model.Config(), &meta); err != nil {
-		return check("model", "", fmt.Errorf("%s: config.json: %w", c.Model.Path, err))
-	}
-	if meta.ModelType == nativeFamily {
-		if _, err := tokenizer.Open(c.Model.Path); err != nil {
-			return check("model", "", err)
-		}
-		if _, err := tokenizer.OpenTemplate(c.Model.Path); err != nil {
-			return check("model", "", err)
-		}
-	}
-	return check("model", fmt.Sprintf("%s: %s, %d tensors", c.Model.Path, meta.ModelType, len(model.Names())), nil)
+// evaluation is the key of the held-out records among doctor.rows.
+const evaluation = "eval"
+
+func newDoctor(c configs.Config) *doctor {
+	return &doctor{c: c, rows: map[string]rowFacts{}}
 }
 
-func checkRecords(ctx context.Context, name, path string, c configs.Config) finding {
-	if isPhantom(path) {
-		_, _, err := parsePhantom(path)
-		return check(name, path+": made when the run starts", err)
+// examine runs all checks, each within its time.
+func (d *doctor) examine(ctx context.Context) []finding {
+	findings := within(ctx, "model", filesPatience, d.checkModel)
+	for _, s := range d.c.Stages {
+		findings = append(findings, within(ctx, "data "+s.Name, filesPatience, d.checkRecords(s.Name, s.Data))...)
 	}
-	store, remove, err := scratchStore()
-	if err != nil {
-		return check(name, "", err)
+	if d.c.Eval.Data != "" {
+		findings = append(findings, within(ctx, "data eval", filesPatience, d.checkRecords(evaluation, d.c.Eval.Data))...)
 	}
-	defer remove() //nolint:errcheck // a temporary folder
-	set, err := dataset.Open(ctx, store, setOptions(path, c.Data))
-	if err != nil {
-		return check(name, "", err)
+	findings = append(findings, d.checkFleet(ctx)...)
+	if d.c.Bus.URL != "" {
+		findings = append(findings, checkBus(ctx, d.c))
 	}
-	text := fmt.Sprintf("%s: %d records, %d left out", path, set.Len(), len(set.Bad()))
-	return check(name, text, set.Close())
+	findings = append(findings, within(ctx, "trainer", trainerPatience, d.checkTrainer)...)
+	findings = append(findings, within(ctx, "memory", filesPatience, d.checkMemory)...)
+	return append(findings, within(ctx, "disk", filesPatience, d.checkDisk)...)
 }
 
-func checkServer(ctx context.Context, url string) finding {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+// within runs one check, and fails it when it has not ended in time: a file
+// system that hangs cannot be cancelled. What such a check still does is lost
+// with the process.
+func within(ctx context.Context, name string, patience time.Duration, look func(context.Context) []finding) []finding {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	f := finding{Check: "fleet", Text: url, unreachable: true}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(url, "/")+"/version", nil)
-	if err != nil {
-		return check("fleet", "", fmt.Errorf("%s: %w", url, err))
+	done := make(chan []finding, 1)
+	go func() { done <- look(ctx) }()
+	select {
+	case found := <-done:
+		return found
+	case <-ctx.Done():
 	}
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		f.Text = err.Error()
-		return f
+	select { // it may have ended because of the deadline, and says more
+	case found := <-done:
+		return found
+	case <-time.After(time.Second):
+		return []finding{check(name, "", fmt.Errorf("no end of the check within %s", patience))}
 	}
-	defer response.Body.Close() //nolint:errcheck // only its head is read
-	var version struct {
-		Version string `json:"version"`
-	}
-	if err := json.NewDecoder(response.Body).Decode(&version); err != nil || response.StatusCode != http.StatusOK {
-		f.Text = fmt.Sprintf("%s: status %d, no version in the answer", url, response.StatusCode)
-		return f
-	}
-	return check("fleet", fmt.Sprintf("%s: version %s", url, version.Version), nil)
 }
 
 func checkBus(ctx context.Context, c configs.Config) finding {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, busPatience)
 	defer cancel()
 	seed, err := readSeed(c.Bus.Credentials)
 	if err != nil {
@@ -187,35 +178,8 @@ func checkBus(ctx context.Context, c configs.Config) finding {
 	}
 	conn, err := bus.Dial(ctx, bus.DialOptions{URL: c.Bus.URL, Name: "doctor", Seed: seed})
 	if err != nil {
-		return finding{Check: "bus", Text: err.Error(), unreachable: true}
+		return finding{Check: "bus", Found: err.Error(), Want: "a NATS server with JetStream at bus.url", unreachable: true}
 	}
 	conn.Close()
 	return check("bus", c.Bus.URL, nil)
-}
-
-// checkDisk compares what a run keeps with what the disk has.
-func checkDisk(c configs.Config) finding {
-	dir := c.RunsDir
-	for {
-		if _, err := os.Stat(dir); err == nil {
-			break
-		}
-		parent := filepath.Dir(dir)
-		if parent == dir {
-			break
-		}
-		dir = parent
-	}
-	var stat syscall.Statfs_t
-	if err := syscall.Statfs(dir, &stat); err != nil {
-		return check("disk", "", fmt.Errorf("%s: %w", dir, err))
-	}
-	free := int64(stat.Bavail) * stat.Bsize
-	// Each checkpoint holds weights and two moments in float32.
-	need := int64(c.Checkpoint.Keep+len(c.Stages)) * 3 * directoryBytes(c.Model.Path)
-	text := fmt.Sprintf("%s: %s free, checkpoints need about %s", dir, bytesText(free), bytesText(need))
-	if free < need {
-		return check("disk", "", errors.New(text))
-	}
-	return check("disk", text, nil)
 }

@@ -25,10 +25,10 @@ func (m *Main) dryRun(loaded configs.Loaded) error {
 	for _, s := range loaded.Stages {
 		checkpoints += (s.Steps + loaded.Checkpoint.Every - 1) / loaded.Checkpoint.Every
 	}
-	size := directoryBytes(loaded.Model.Path)
-	// A checkpoint holds the weights in float32 and two moments of the same size.
 	kept := min(checkpoints, loaded.Checkpoint.Keep+len(loaded.Stages))
-	out.printf("#   checkpoints: %d written, %d kept, about %s on disk\n", checkpoints, kept, bytesText(int64(kept)*3*size))
+	if facts, err := readModelFacts(loaded.Model.Path); err == nil { // a missing one is reported below
+		out.printf("#   checkpoints: %d written, %d kept, at most about %s on disk\n", checkpoints, kept, bytesText(int64(kept)*checkpointBytes(facts)))
+	}
 	out.printf("# would connect to\n")
 	out.printf("#   bus      %s\n", orElse(loaded.Bus.URL, "nats-server in the process"))
 	if len(loaded.Rollout.Servers) == 0 {
@@ -91,21 +91,6 @@ func runState(dir string) string {
 		return "new"
 	}
 	return "exists: would be resumed if its identity agrees"
-}
-
-// directoryBytes sums the files directly in dir; 0 when it cannot be read.
-func directoryBytes(dir string) int64 {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return 0
-	}
-	var total int64
-	for _, e := range entries {
-		if info, err := e.Info(); err == nil && info.Mode().IsRegular() {
-			total += info.Size()
-		}
-	}
-	return total
 }
 
 func bytesText(n int64) string {

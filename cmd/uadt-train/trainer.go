@@ -45,11 +45,7 @@ func (r *running) openTrainer(ctx context.Context, a assembly) (trainer.Backend,
 		if a.bus.server != nil {
 			launch.Bus = a.bus.server.URL()
 		}
-		if folder, err := filepath.Abs(pytorchFolder); err == nil {
-			if _, err := os.Stat(folder); err == nil {
-				launch.Package = folder
-			}
-		}
+		launch.Package = pytorchPackage()
 		options.Launch = launch
 	}
 	backend, err := remote.New(ctx, options)
@@ -58,4 +54,17 @@ func (r *running) openTrainer(ctx context.Context, a assembly) (trainer.Backend,
 	}
 	r.undo.add(backend.Close)
 	return backend, backend, nil
+}
+
+// pytorchPackage is the trainer's package in a checkout; "" elsewhere, where it
+// must be installed.
+func pytorchPackage() string {
+	folder, err := filepath.Abs(pytorchFolder)
+	if err != nil {
+		return ""
+	}
+	if _, err := os.Stat(folder); err != nil {
+		return ""
+	}
+	return folder
 }
