@@ -33,9 +33,6 @@ func (r *running) assemble(ctx context.Context, a assembly) (o coordinator.Optio
 	if err != nil {
 		return o, nil, err
 	}
-	if err := model.check(r.config); err != nil {
-		return o, nil, err
-	}
 	// Image and video pads may never be sampled: every engine that reads the text
 	// again would take them for images.
 	o = ringOptions(r.config, model.pads)
@@ -75,6 +72,9 @@ func (r *running) assemble(ctx context.Context, a assembly) (o coordinator.Optio
 		}
 	}
 	failed, err = r.openFleet(ctx, a, &o)
+	if encoder, ok := o.Parts.Encoder.(promptEncoder); ok && err == nil {
+		o.Parts.Fleet = samePrompts{o.Parts.Fleet, encoder}
+	}
 	return o, failed, err
 }
 

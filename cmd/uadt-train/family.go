@@ -46,10 +46,16 @@ func readFamily(dir string) (family, error) {
 	return f, nil
 }
 
+// internFamily is the other one that the PyTorch trainer knows.
+const internFamily = "internvl"
+
 // check refuses recipes whose parts cannot work with the family.
 func (f family) check(c configs.Config) error {
 	if f.kind == nativeFamily {
 		return nil
+	}
+	if f.kind != internFamily {
+		return usagef("model.path: %s is a %s; want a %s or, in the -hf form, an %s", c.Model.Path, f.kind, nativeFamily, internFamily)
 	}
 	if c.Trainer.Backend != backendPyTorch {
 		return usagef("trainer.backend: %s trains %s only, and %s is a %s; want %s", c.Trainer.Backend, nativeFamily, c.Model.Path, f.kind, backendPyTorch)

@@ -2,6 +2,8 @@ package main
 
 import (
 	"errors"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/uadt-train/uadt-train/configs"
@@ -36,5 +38,38 @@ func TestOtherFamiliesNeedPyTorchAndServers(t *testing.T) {
 	}
 	if err := (family{kind: nativeFamily}).check(configs.Defaults()); err != nil {
 		t.Errorf("the native family: %v", err)
+	}
+	unknown := family{kind: "llava", pads: []int32{7}}
+	if err := unknown.check(c); !errors.As(err, &usage) || !strings.Contains(err.Error(), "llava") || !strings.Contains(err.Error(), internFamily) {
+		t.Errorf("a family that nobody trains: %v", err)
+	}
+}
+
+// A vision-language model of another family is refused before a run is made, by
+// the run and by the doctor.
+func TestOtherArchitecturesAreRefused(t *testing.T) {
+	l := lab(t)
+	dir := copyModel(t, l)
+	edit(t, filepath.Join(dir, "config.json"), func(all map[string]any) { all["model_type"] = "llava" })
+	recipe, runs := writeRecipe(t, func(runs string) string { return strings.Replace(l.rlOnly(runs), l.path("model"), dir, 1) })
+	for _, backend := range []string{"gorgonia", "pytorch"} {
+		set := []string{"--config", recipe, "--set", "trainer.backend=" + backend, "--set", "trainer.launch=external", "--set", "bus.listen=127.0.0.1:4999"}
+		invoke(t, set...).expect(t, exitUsage, dir+" is a llava", nativeFamily, internFamily)
+		r := invoke(t, append([]string{"doctor"}, set...)...)
+		r.expect(t, exitFailed, "model will not do")
+		if !contains(r.stdout, "llava", nativeFamily+" or "+internFamily) {
+			t.Errorf("the doctor says\n%s", r.stdout)
+		}
+	}
+	requireAbsent(t, runs)
+}
+
+func TestDoctorComparesTheLeastPixels(t *testing.T) {
+	l := lab(t)
+	recipe, _ := writeRecipe(t, l.rlOnly)
+	r := invoke(t, "doctor", "--config", recipe, "--set", "model.min_pixels=784")
+	r.expect(t, exitFailed, "model will not do")
+	if !contains(r.stdout, "model.min_pixels 784", "model.min_pixels 3136") {
+		t.Errorf("the doctor says\n%s", r.stdout)
 	}
 }

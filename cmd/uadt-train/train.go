@@ -81,6 +81,13 @@ func (m *Main) train(ctx, admit context.Context, t trainFlags) (err error) {
 	if err := refuseMissing(loaded.Config); err != nil {
 		return err
 	}
+	model, err := readFamily(loaded.Model.Path)
+	if err != nil {
+		return err
+	}
+	if err := model.check(loaded.Config); err != nil {
+		return err
+	}
 	screen := &relay{w: m.Stderr}
 	log := newLogger(screen, loaded.Log.Level, loaded.Log.Format)
 	digest, err := modelDigest(loaded.Model.Path)
