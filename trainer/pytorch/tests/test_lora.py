@@ -50,7 +50,7 @@ def write_adapter(path: Path, policy: Policy, seed: int) -> Path:
         if key in values:
             parameter.data.copy_(values.pop(key))
     assert not values
-    write_directory(path, policy.adapters.snapshot(CPU), policy.adapters.config(), False, single=WEIGHTS)
+    write_directory(path, policy.adapters.snapshot(CPU), policy.adapters.config(), WEIGHTS)
     return path
 
 

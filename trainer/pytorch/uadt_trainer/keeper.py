@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from .sharding import whole
 from .weights import (
     SINGLE,
     CheckpointError,
+    build_directory,
     digest,
+    place_directory,
     published_names,
     read_metadata,
     side_files,
@@ -90,7 +93,7 @@ class Keeper:
         tensors = self.snapshot(HOST)
         if not self._write:
             return Path(), ""
-        return self._put(name, tensors, self._files, digest(tensors))
+        return self._put(name, tensors, self._files, digest)
 
     def publish_adapter(self, name: str) -> tuple[Path, str]:
         """Write the current adapters alone, as peft does; directories are removed as by publish."""
@@ -101,19 +104,27 @@ class Keeper:
         if not self._write:
             return Path(), ""
         tensors = adapters.snapshot(HOST)
-        return self._put(name, tensors, adapters.config(), adapters.digest(tensors), lora.WEIGHTS)
+        return self._put(name, tensors, adapters.config(), adapters.digest, lora.WEIGHTS)
 
     def _put(
         self,
         name: str,
         tensors: Mapping[str, torch.Tensor],
         files: Mapping[str, bytes],
-        found: str,
+        digest_of: Callable[[Mapping[str, torch.Tensor]], str],
         single: str = SINGLE,
     ) -> tuple[Path, str]:
+        """Write a directory that is offered. It need not be durable: it is read at once, and made again after a crash.
+
+        One thread can hash 1 to 2 GB/s and no more than one can, so the others write meanwhile.
+        """
+        building = self._root / f"{name}.part"
+        with ThreadPoolExecutor(1) as hashing:
+            pending = hashing.submit(digest_of, tensors)
+            build_directory(building, tensors, files, single=single)
+            found = pending.result()
         path = self._root / f"{name}-{found[:12]}"
-        self._root.mkdir(parents=True, exist_ok=True)
-        write_directory(path, tensors, files, durable=False, single=single)
+        place_directory(building, path)
         others = sorted((p for p in self._root.iterdir() if p != path), key=lambda p: p.stat().st_mtime_ns)
         for old in others[: max(0, len(others) - KEPT + 1)]:
             shutil.rmtree(old, ignore_errors=True)
@@ -136,9 +147,9 @@ class Keeper:
 
         def write() -> None:
             try:
-                write_directory(path / "policy", tensors, self._files, durable=True)
+                write_directory(path / "policy", tensors, self._files)
                 if adapters:
-                    write_directory(path / "adapter", alone, adapters.config(), durable=True, single=lora.WEIGHTS)
+                    write_directory(path / "adapter", alone, adapters.config(), lora.WEIGHTS)
                 write_tensors(path / OPTIMIZER, state, metadata)
                 outcome.append(Saved(digest(tensors), step, adapter=adapters.digest(alone) if adapters else ""))
             except Exception as error:  # noqa: BLE001 - reported to whoever waits

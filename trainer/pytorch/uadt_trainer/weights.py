@@ -8,18 +8,20 @@ import os
 import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARD = 5_000_000_000  # bytes of a weight file, as in published checkpoints
-NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
+PIECE = 1 << 26  # bytes that are written at once
+WRITERS = 4  # pieces that are being written; one thread copies 1 to 3 GB/s into the page cache
 
 
 class CheckpointError(Exception):
@@ -33,10 +35,9 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
     """
     sha = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        data = tensor.view(-1).view(torch.uint8).numpy()
-        sha.update(_heading(name, NAMES[tensor.dtype], tensor.shape, data.nbytes))
-        sha.update(data.data)
+        data = _bytes(tensors[name])
+        sha.update(_heading(name, NAMES[tensors[name].dtype], tensors[name].shape, len(data)))
+        sha.update(data)
     return sha.hexdigest()
 
 
@@ -137,19 +138,24 @@ def side_files(source: Path, dtype: torch.dtype) -> dict[str, bytes]:
 
 
 def write_directory(
-    path: Path,
+    path: Path, tensors: Mapping[str, torch.Tensor], files: Mapping[str, bytes], single: str = SINGLE
+) -> None:
+    """Write a Hugging Face directory of tensors and side files, durably; it appears complete or not at all."""
+    building = path.with_name(path.name + ".part")
+    build_directory(building, tensors, files, single=single)
+    sync(building)
+    place_directory(building, path)
+    _sync_entry(path.parent)
+
+
+def build_directory(
+    building: Path,
     tensors: Mapping[str, torch.Tensor],
     files: Mapping[str, bytes],
-    durable: bool,
     shard: int = SHARD,
     single: str = SINGLE,
 ) -> None:
-    """Write a Hugging Face directory of tensors and side files; `single` names the weights that fit one file.
-
-    It appears at `path` complete or not at all. A policy that is offered to servers need not be
-    durable: it is read at once, and made again after a crash.
-    """
-    building = path.with_name(path.name + ".part")
+    """Write what place_directory makes a Hugging Face directory; `single` names the weights that fit one file."""
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     for name, data in files.items():
@@ -157,7 +163,7 @@ def write_directory(
     shards: list[dict[str, torch.Tensor]] = [{}]
     room = shard
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name]
         size = tensor.numel() * tensor.element_size()
         if shards[-1] and size > room:
             shards.append({})
@@ -165,22 +171,22 @@ def write_directory(
         shards[-1][name] = tensor
         room -= size
     if len(shards) == 1:
-        save_file(shards[0], building / single, {"format": "pt"})
+        write_file(building / single, shards[0], {"format": "pt"})
     else:
         _write_shards(building, shards)
-    if durable:
-        sync(building)
+
+
+def place_directory(building: Path, path: Path) -> None:
+    """Give a directory that is complete its name."""
     shutil.rmtree(path, ignore_errors=True)
     building.rename(path)
-    if durable:
-        _sync_entry(path.parent)
 
 
 def _write_shards(building: Path, shards: list[dict[str, torch.Tensor]]) -> None:
     weight_map, total = {}, 0
     for i, tensors in enumerate(shards, start=1):
         name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        save_file(tensors, building / name, {"format": "pt"})
+        write_file(building / name, tensors, {"format": "pt"})
         weight_map.update(dict.fromkeys(tensors, name))
         total += sum(t.numel() * t.element_size() for t in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -191,10 +197,53 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
     """Write one safetensors file, durably, whole or not at all."""
     building = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, building, metadata)
+    write_file(building, tensors, metadata)
     _sync_entry(building)
     building.rename(path)
     _sync_entry(path.parent)
+
+
+def write_file(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, several pieces at a time.
+
+    The package's own writer keeps Python's lock, so that nothing else, a digest or the next command,
+    goes on meanwhile.
+    """
+    # Wide elements first, as the package has it, so that each tensor is aligned to its elements.
+    names = sorted(tensors, key=lambda n: (-tensors[n].element_size(), n))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    views, at = [], 0
+    for name in names:
+        view = _bytes(tensors[name])
+        offsets = [at, at + len(view)]
+        header[name] = {
+            "dtype": NAMES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": offsets,
+        }
+        views.append((at, view))
+        at += len(view)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    base = 8 + len(text)
+    with path.open("wb") as file, ThreadPoolExecutor(WRITERS) as pool:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.flush()
+        file.truncate(base + at)
+        pieces = [(base + start + i, view[i : i + PIECE]) for start, view in views for i in range(0, len(view), PIECE)]
+        # Taking every result raises what went wrong in any.
+        list(pool.map(lambda piece: _write_piece(file.fileno(), *piece), pieces))
+
+
+def _write_piece(descriptor: int, at: int, data: memoryview) -> None:
+    while data:
+        count = os.pwrite(descriptor, data, at)
+        at, data = at + count, data[count:]
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """Return what a tensor's elements are in memory."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 class Rows(Protocol):
