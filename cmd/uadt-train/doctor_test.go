@@ -168,6 +168,26 @@ func TestDoctorAsksTheInterpreter(t *testing.T) {
 	}
 }
 
+func TestDoctorAsksForWhatTheRecipeNeeds(t *testing.T) {
+	c := configs.Defaults()
+	asked := func() string {
+		// The probe's argument comes back as the reason why something is missing.
+		c.Trainer.Python = answering(t, `printf '{"missing":{"asked":"%s"}}' "$(printf %s "$3" | tr -d '"{}')"`)
+		facts, err := newDoctor(c).askInterpreter(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return facts.Missing["asked"]
+	}
+	if text := asked(); !strings.Contains(text, "torch:torch") || strings.Contains(text, "peft") || strings.Contains(text, "vllm") {
+		t.Errorf("weights by directory: %q", text)
+	}
+	c.Trainer.LoRARank, c.Trainer.Weights = 8, "nccl"
+	if text := asked(); !strings.Contains(text, "peft:peft") || !strings.Contains(text, "vllm:vllm") {
+		t.Errorf("adapters and broadcasts: %q", text)
+	}
+}
+
 func TestDoctorDoesNotWaitForAHungInterpreter(t *testing.T) {
 	c := configs.Defaults()
 	c.Trainer.Python = answering(t, "exec sleep 600")

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -90,7 +91,14 @@ func (d *doctor) checkExternal() finding {
 // askInterpreter runs the probe in the interpreter that would train.
 func (d *doctor) askInterpreter(ctx context.Context) (trainerFacts, error) {
 	var facts trainerFacts
-	modules, err := json.Marshal(trainerModules)
+	wanted := maps.Clone(trainerModules)
+	if d.c.Trainer.LoRARank > 0 {
+		wanted["peft"] = "peft"
+	}
+	if d.c.Trainer.Weights == "nccl" {
+		wanted["vllm"] = "vllm" // whose half of a broadcast rank 0 calls
+	}
+	modules, err := json.Marshal(wanted)
 	if err != nil {
 		return facts, err
 	}

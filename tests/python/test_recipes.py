@@ -74,7 +74,7 @@ class Rehearsal:
         return subprocess.Popen(
             self.command(*arguments, **settings),
             cwd=self.folder,
-            env={**os.environ, "PATH": path},
+            env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},  # more threads only wait for each other here
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
