@@ -143,7 +143,7 @@ func (f *Fleet) turn(s *server, policy rollout.Policy) (v verdict, had bool) {
 // begin marks s as adopting policy. From here on its old weights are not
 // believed. It must be called under the lock.
 func (f *Fleet) begin(s *server, policy rollout.Policy) {
-	s.live = nil
+	s.live, s.reborn = nil, false
 	s.changes++
 	f.setState(s, StateAdopting, "policy "+policy.String())
 }
@@ -171,6 +171,9 @@ func (f *Fleet) awaitStart(ctx context.Context, s *server) error {
 
 // change does the work on a server that was marked as adopting.
 func (f *Fleet) change(ctx context.Context, s *server, offer rollout.Offer) (took time.Duration, err error) {
+	ctx, abandon := context.WithCancelCause(ctx)
+	defer abandon(nil)
+	f.update(func() { s.abandon = abandon })
 	base, err := s.baseModel(ctx, f.options.Model)
 	name := base.ID // to put into requests
 	var coming broadcast
@@ -209,7 +212,13 @@ func (f *Fleet) change(ctx context.Context, s *server, offer rollout.Offer) (too
 func (f *Fleet) settle(s *server, policy rollout.Policy, model string, err error) error {
 	var failed *reloadError
 	s.changes++
+	s.abandon = nil
 	switch {
+	case s.reborn: // whatever was done, was done to a process that is gone
+		err = errors.Join(fmt.Errorf("server %s: was restarted while policy %s was brought to it", s.id, policy), err)
+		if s.state == StateAdopting {
+			f.setState(s, StateStale, "it was restarted")
+		}
 	case errors.As(err, &failed) && failed.broken:
 		s.broken = true
 		f.setState(s, StateDead, err.Error())

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -283,5 +284,48 @@ func TestAsServed(t *testing.T) {
 	})
 	if f.called("/pause") != 0 || f.called("/collective_rpc") != 0 || f.path != "/weights/its-own" {
 		t.Errorf("calls %v", f.routes)
+	}
+}
+
+// rebirth gives f another process, which serves weights of its own.
+func (f *fake) rebirth() {
+	f.setPaused(false)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.start, f.path, f.member = f.start+1, "/weights/of-its-own", nil
+}
+
+// TestRestartedWhileAdopting: what was done to a process that is gone says
+// nothing of the next one, neither that it has the weights nor that it is broken.
+// Behind a proxy nobody sees a closed door meanwhile.
+func TestRestartedWhileAdopting(t *testing.T) {
+	for name, route := range map[string]string{"while it loads": "/collective_rpc", "before its canary": "/v1/chat/completions"} {
+		t.Run(name, func(t *testing.T) {
+			f := newFake(t)
+			fleet := fleetOn(t, func(o *Options) { o.Quarantine = time.Hour }, f)
+			var once sync.Once
+			f.setHook(func(_ http.ResponseWriter, r *http.Request, _ []byte) (answered bool) {
+				if r.URL.Path != route {
+					return false
+				}
+				once.Do(func() {
+					f.rebirth()
+					eventually(t, fleet, "the other process was seen", func() bool { return fleet.servers[0].start == 2 })
+					if answered = route == "/collective_rpc"; answered {
+						<-r.Context().Done() // nobody answers what the first was asked
+					}
+				})
+				return answered
+			})
+			adopted, err := fleet.Adopt(bounded(t), offerOf(0))
+			var quorum *rollout.QuorumError
+			if !errors.As(err, &quorum) || !strings.Contains(adopted.Servers[0].Err, "was restarted while policy 1.0-d0") {
+				t.Errorf("%+v, %v", adopted, err)
+			}
+			eventually(t, fleet, "its monitor brought the weights", func() bool { return fleet.servers[0].serves(offerOf(0).Policy) })
+			if f.path != "/weights/0" || f.called("/collective_rpc") != 2 {
+				t.Errorf("weights %q after %d loads, want those offered after 2", f.path, f.called("/collective_rpc"))
+			}
+		})
 	}
 }

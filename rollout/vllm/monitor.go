@@ -104,9 +104,12 @@ func (f *Fleet) judge(s *server, o observation, now time.Time) order {
 		}
 	}
 	switch {
-	case restarted && s.state != StateAdopting:
+	case restarted:
 		s.end(errDead)
-		s.live, s.broken = nil, false
+		s.live, s.broken, s.reborn = nil, false, true
+		if s.state == StateAdopting {
+			return nothing // whoever changes its weights finds that out
+		}
 		f.setState(s, StateStale, "it was restarted")
 	case s.state == StateAdopting || s.broken:
 		return nothing

@@ -65,10 +65,12 @@ type server struct {
 	member   membership
 	adapters []string // that we had it load and not unload, oldest first
 
-	changes    int  // times that a change of weights began or ended
-	broken     bool // must be restarted before it is believed again
-	lost       bool // did not answer since it was last believed
-	misses     int  // failed probes in a row
+	changes    int                     // times that a change of weights began or ended
+	reborn     bool                    // was restarted since a change of weights last began
+	abandon    context.CancelCauseFunc // ends the change of weights under way; nil without one
+	broken     bool                    // must be restarted before it is believed again
+	lost       bool                    // did not answer since it was last believed
+	misses     int                     // failed probes in a row
 	start      float64
 	progress   float64
 	progressed time.Time     // when progress last rose, or the server last became busy
@@ -100,8 +102,11 @@ func (s *server) status() ServerStatus {
 	return status
 }
 
-// end cancels every flight of s for a reason.
+// end cancels every flight of s, and a change of its weights, for a reason.
 func (s *server) end(reason error) {
+	if s.abandon != nil {
+		s.abandon(reason)
+	}
 	for f := range s.flights {
 		if f.cancel != nil { // nil while it takes off; it looks at the state then
 			f.cancel(reason)
