@@ -288,12 +288,23 @@ def test_gloo_gives_up_after_the_buffer_on_its_way() -> None:
         made.send(stopping())
 
 
+class FakeStream:
+    """Counts who waits for it."""
+
+    waits = 0
+
+    def synchronize(self) -> None:
+        self.waits += 1
+
+
 class FakeNCCL:
     """Stands for vLLM's engine: records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
-        self.sent: list[str] = []
+        self.sent: list[tuple[str, torch.device]] = []
+        self.streams = [FakeStream(), FakeStream(), FakeStream()]
+        self.current = self.streams[2]
         self.group = types.SimpleNamespace(disabled=False, comm="comm", nccl=self)
 
     def trainer_init(self, info: dict[str, Any]) -> Any:
@@ -302,7 +313,12 @@ class FakeNCCL:
 
     def trainer_send_weights(self, iterator: Iterator[tuple[str, torch.Tensor]], arguments: dict[str, Any]) -> None:
         self.calls.append(("send", arguments))
-        self.sent.extend(name for name, _ in iterator)
+        for turn in range(100):  # a buffer of one tensor on each stream in turn
+            self.current = self.streams[turn % 2]
+            if (item := next(iterator, None)) is None:
+                break
+            self.sent.append((item[0], item[1].device))
+        self.current = self.streams[2]
 
     def ncclCommAbort(self, comm: str) -> None:  # noqa: N802 - NCCL's name
         self.calls.append(("abort", comm))
@@ -315,12 +331,13 @@ def nccl(monkeypatch: pytest.MonkeyPatch) -> FakeNCCL:
     monkeypatch.setitem(sys.modules, "vllm.distributed.weight_transfer.nccl_engine", module)
     for name in ("set_device", "synchronize"):
         monkeypatch.setattr(torch.cuda, name, lambda d, name=name: fake.calls.append((name, d)))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: fake.current)
     return fake
 
 
 def test_nccl_is_driven_by_the_calls_that_were_verified(nccl: FakeNCCL) -> None:
-    device = torch.device("cuda:0")
-    made = communicator.open_communicator(device, HOST, 3, PATIENCE)
+    device = torch.device("meta")  # stands for a GPU: tensors of the host are elsewhere
+    made = NCCLCommunicator(device, HOST, 3)
     made.join()
     made.send(weights(1).items())
     assert nccl.calls == [
@@ -328,9 +345,9 @@ def test_nccl_is_driven_by_the_calls_that_were_verified(nccl: FakeNCCL) -> None:
         ("init", {"master_address": HOST, "master_port": made.port, "world_size": 3}),
         ("set_device", device),
         ("send", {"group": nccl.group, "packed": True, "packed_buffer_size_bytes": 128 << 20}),
-        ("synchronize", device),
     ]
-    assert nccl.sent == list(weights(1))
+    assert nccl.sent == [(name, device) for name in weights(1)]
+    assert [s.waits for s in nccl.streams] == [1, 1, 0]  # for what was sent, not for training
     del nccl.calls[:]
     made.abort()
     made.abort()
@@ -338,6 +355,11 @@ def test_nccl_is_driven_by_the_calls_that_were_verified(nccl: FakeNCCL) -> None:
     assert nccl.group.disabled
     with pytest.raises(BroadcastError, match="given up"):
         made.send(weights(1).items())
+
+
+def test_a_gpu_broadcasts_by_nccl(nccl: FakeNCCL) -> None:
+    made = communicator.open_communicator(torch.device("cuda:0"), HOST, 3, PATIENCE)
+    assert isinstance(made, NCCLCommunicator)
 
 
 def test_nccl_that_meets_after_it_was_given_up_is_freed(nccl: FakeNCCL) -> None:

@@ -153,12 +153,21 @@ class NCCLCommunicator(_Stoppable):
         self._check()
 
     def send(self, tensors: Named) -> None:
-        """Broadcast tensors, packing one buffer while another is on its way."""
+        """Broadcast tensors, wherever they are, packing one buffer while another is on its way."""
         torch.cuda.set_device(self._device)
         arguments = self._arguments(group=self._group, packed=True, packed_buffer_size_bytes=BUFFER)
-        self._engine.trainer_send_weights(self._watched(tensors), arguments)
-        torch.cuda.synchronize(self._device)
+        streams: set[torch.cuda.Stream] = set()
+        self._engine.trainer_send_weights(self._placed(tensors, streams), arguments)
+        # Waiting for the whole device would be waiting for training, and for broadcasts to other servers.
+        for stream in streams:
+            stream.synchronize()
         self._check()
+
+    def _placed(self, tensors: Named, streams: set[torch.cuda.Stream]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Pass tensors on from the device. vLLM takes each inside the stream that it packs and sends it on."""
+        for name, tensor in self._watched(tensors):
+            streams.add(torch.cuda.current_stream(self._device))
+            yield name, tensor.to(self._device)
 
     def abort(self) -> None:
         """End the kernels that wait for the server; the sending thread wakes up and finds that it was stopped."""
