@@ -158,6 +158,7 @@ def test_an_image_pad_in_a_response_takes_no_image(engine: Make, store: Store, c
 
 
 RANK = """
+import os
 import sys
 from datetime import timedelta
 import numpy as np
@@ -165,10 +166,13 @@ import torch
 import torch.distributed as dist
 sys.path.insert(0, {package!r})
 from uadt_trainer.ranks import CollectiveError, Ranks
+from uadt_trainer.sharding import cut, through
 
 rank, limit, what = int(sys.argv[1]), timedelta(seconds=float(sys.argv[2])), sys.argv[3]
 dist.init_process_group("gloo", init_method="file://{meet}", rank=rank, world_size=2, timeout=limit)
 ranks = Ranks(rank, 2)
+layer = torch.nn.Linear(4, 4)
+cut(layer, (), torch.device("cpu"), torch.float32)
 ranks.wait()
 print("met", flush=True)
 if rank == 1:
@@ -179,14 +183,18 @@ try:
         case "gradients": ranks.sum_gradients([torch.zeros(3)])
         case "maxima": ranks.largest(np.zeros(3))
         case "values": ranks.gather(np.zeros(3))
+        case "score":
+            with ranks.named("score"):
+                through(layer, lambda m: m.weight.sum())
 except CollectiveError as error:
     print(error, flush=True)
-    sys.exit(3)
+    os._exit(3)  # gloo's threads wait on
 """
 
 
 @pytest.mark.parametrize(
-    ("what", "killed"), [("numbers", False), ("gradients", False), ("maxima", True), ("values", True)]
+    ("what", "killed"),
+    [("numbers", False), ("gradients", False), ("maxima", True), ("values", True), ("score", False), ("score", True)],
 )
 def test_a_rank_that_does_not_come_is_not_waited_for(tmp_path: Path, what: str, killed: bool) -> None:
     script = tmp_path / "rank.py"

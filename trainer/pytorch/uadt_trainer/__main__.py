@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from .bus import BusOptions
 from .engine import EngineOptions
-from .ranks import Ranks
+from .ranks import CollectiveError, Ranks
 from .server import Server
 
 
@@ -28,7 +28,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line; rank and world come from the environment, as torchrun sets them."""
     p = argparse.ArgumentParser(prog="uadt-trainer", description=__doc__)
     p.add_argument("--bus", required=True, help="nats:// address of the run's bus")
-    p.add_argument("--run", required=True, help="name of the run")
+    # torchrun takes --run, wherever it is, for the beginning of an option of its own, and ends.
+    p.add_argument("--run-name", "--run", dest="run", required=True, help="name of the run")
     p.add_argument("--work", required=True, type=Path, help="directory for published policies, seen by the servers")
     p.add_argument("--credentials", type=Path, help="file with the trainer's nkey seed")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: cuda where there is one)")
@@ -121,7 +122,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     where = (os.getpid(), instance, device, dtype)
     logging.info("rank %d of %d, process %d, instance %s, %s, %s", ranks.rank, ranks.world, *where)
-    server.run(connect=30.0, stop=stop)
+    try:
+        server.run(connect=30.0, stop=stop)
+    except CollectiveError:
+        os._exit(1)  # it is answered and logged; taking the group apart in order would wait for the others again
     if ranks.world > 1:
         dist.destroy_process_group()
     return 0

@@ -39,6 +39,20 @@ class Ranks:
             message = f"rank {self.rank} of {self.world}, {what}: {error}"
             raise CollectiveError(message) from error
 
+    @contextmanager
+    def named(self, what: str) -> Iterator[None]:
+        """Do the same for work of all kinds, in which sharded weights are gathered: errors of its own stay as they are.
+
+        On a GPU a rank that does not come is noticed by NCCL's watchdog, which ends the process.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise
+            message = f"rank {self.rank} of {self.world}, {what}: {error}"
+            raise CollectiveError(message) from error
+
     def sum_gradients(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace each tensor by its sum over ranks; the same list on every rank."""
         if self.world == 1:

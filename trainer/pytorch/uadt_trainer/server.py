@@ -115,7 +115,8 @@ class Server:
                 self._endpoint.transfer.forget()
         self._busy = incoming.command
         try:
-            message, tensors = self._execute(self._engine, incoming, frame, body)
+            with self._ranks.named(incoming.command):
+                message, tensors = self._execute(self._engine, incoming, frame, body)
             self._step = self._engine.step_done
             self._busy = ""
             self._reply(incoming, message, tensors, None)
