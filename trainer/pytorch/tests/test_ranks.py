@@ -23,6 +23,7 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen": {"family": "qwen"},
     "qwen-untied": {"family": "qwen", "model": "untied", "checkpointing": True},
     "qwen-align": {"family": "qwen", "frozen": ["language"], "checkpointing": True},
+    "qwen-align-text": {"family": "qwen", "frozen": ["language"], "text_last": True},
     "qwen-projector": {"family": "qwen", "frozen": ["vision", "language"]},
     "qwen-language": {"family": "qwen", "frozen": ["vision", "projector"], "reference": True, "checkpointing": True},
     "qwen-bfloat16": {"family": "qwen", "dtype": "bfloat16", "frozen": ["vision"]},

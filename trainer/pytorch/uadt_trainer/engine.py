@@ -29,6 +29,7 @@ from .optim import AdamW, AdamWOptions
 from .ranks import Ranks
 from .selection import select
 from .shard import Flattener, Loaded, MicroBatch, Turn, by_trace
+from .sharding import rest
 from .types import Report, Shard, StepOptions
 from .weights import CheckpointError, open_tensors, stored_digest
 
@@ -220,7 +221,8 @@ class Engine:
         run.optimizer.step(options.learning_rate, scale)
         run.optimizer.zero_grad()
         if self.options.device.type == "cuda":
-            torch.cuda.synchronize(self.options.device)
+            # Not of the whole device: a broadcast may wait there for a server.
+            torch.cuda.current_stream(self.options.device).synchronize()
             report.peak_bytes = torch.cuda.max_memory_allocated(self.options.device)
         report.seconds["optimizer"] = time.perf_counter() - started
         return report
@@ -243,10 +245,10 @@ class Engine:
         for turn in self._turns(run, loaded, options.banned):
             scores = _score(run.policy, turn, options.temperature, options.banned)
             if turn.micro is None:
-                _backward(0 * scores.logprobs.sum())
+                _backward(run.policy, 0 * scores.logprobs.sum())
                 continue
             result = _loss(turn.micro, scores, *next(own), options)
-            _backward(result.loss)
+            _backward(run.policy, result.loss)
             for name, value in result.sums.items():
                 sums[name] = sums[name] + value if name in sums else value
             for name, value in result.maxima.items():
@@ -361,10 +363,12 @@ def _loss(
     return update_loss(scores.logprobs, scores.entropies, data, options)
 
 
-def _backward(loss: torch.Tensor) -> None:
+def _backward(policy: Policy, loss: torch.Tensor) -> None:
     """Add to the gradients; a row without images reaches nothing that is trained when only the vision side is."""
     if loss.requires_grad:
         loss.backward()
+    else:
+        rest(policy.model)  # what stays whole would go into the next forward pass as it was before the update
 
 
 def _numbers(values: dict[str, torch.Tensor]) -> dict[str, float]:
