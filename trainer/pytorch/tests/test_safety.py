@@ -46,6 +46,18 @@ def test_every_process_group_has_a_time_limit() -> None:
     assert made > 0
 
 
+def test_nothing_waits_for_a_whole_device() -> None:
+    """A broadcast to a server that died waits on the device until it is given up; training must go on beside it."""
+    waits = 0
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr == "synchronize":
+                waits += 1
+                owner = getattr(node.value, "attr", getattr(node.value, "id", ""))
+                assert owner not in ("cuda", "accelerator"), f"{path}:{node.lineno}"
+    assert waits > 0
+
+
 def test_no_file_is_long() -> None:
     for path in PACKAGE.rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 400, path
