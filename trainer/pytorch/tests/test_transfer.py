@@ -9,6 +9,7 @@ import threading
 import types
 import urllib.error
 import urllib.request
+import weakref
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -21,6 +22,7 @@ from uadt_trainer import communicator
 from uadt_trainer.communicator import BroadcastError, GlooCommunicator, Named, NCCLCommunicator, packed, update_info
 from uadt_trainer.endpoint import LIMIT, Endpoint
 from uadt_trainer.transfer import (
+    MAX_SECONDS,
     BroadcastTimeoutError,
     GroupUnknownError,
     PolicyGoneError,
@@ -170,6 +172,43 @@ def test_the_last_two_policies_are_held_and_the_earlier_one_on_the_host(transfer
         transfer.prepare(group, policy(3), PATIENCE)
 
 
+def test_a_device_holds_one_copy_whatever_was_prepared() -> None:
+    """A worker that dies after prepare, or whose server never joins, keeps no copy on the device."""
+    met, lost = Stuck(joins=True), Stuck(joins=False)
+    opened = iter((met, lost))
+    transfer = Transfer(CPU, HOST, lambda *_: next(opened))
+    transfer.hold(policy(1), weights(1), weights(11))
+    copy = weakref.ref(transfer._held[0].device["w0"])
+    prepared = transfer.join("a", policy(1), 2, PATIENCE)["group"]
+    transfer.prepare(prepared, policy(1), PATIENCE)
+    late = transfer.join("b", policy(1), 2, PATIENCE)["group"]
+    preparing = Later(lambda: transfer.prepare(late, policy(1), PATIENCE))
+    assert lost.waiting.wait(PATIENCE)
+    assert copy() is not None
+    transfer.make_room()
+    assert copy() is None
+    sending = Later(lambda: transfer.send(prepared, PATIENCE))
+    assert met.waiting.wait(PATIENCE)
+    assert same(met.sent, weights(11))
+    transfer.close()
+    for call in (preparing, sending):
+        with pytest.raises(BroadcastError, match="aborted"):
+            call.result()
+
+
+def test_no_wait_is_longer_than_the_longest() -> None:
+    given: list[float] = []
+
+    def opener(device: torch.device, host: str, world: int, seconds: float) -> Stuck:
+        given.append(seconds)
+        return Stuck(joins=True)
+
+    transfer = Transfer(CPU, HOST, opener)
+    transfer.hold(policy(1), weights(1), weights(1))
+    transfer.join("a", policy(1), 2, 1e300)
+    assert given == [MAX_SECONDS]
+
+
 def test_groups_are_apart(transfer: Transfer) -> None:
     held = weights(1)
     transfer.hold(policy(1), held, held)
@@ -227,12 +266,14 @@ class Stuck:
 
     def __init__(self, joins: bool) -> None:
         self.joins, self.aborted, self.waiting = joins, threading.Event(), threading.Event()
+        self.sent: dict[str, torch.Tensor] = {}
 
     def join(self) -> None:
         if not self.joins:
             self.wait()
 
     def send(self, tensors: Named) -> None:
+        self.sent = dict(tensors)
         self.wait()
 
     def wait(self) -> None:

@@ -62,6 +62,10 @@ class _Held:
     device: dict[str, torch.Tensor]
     host: dict[str, torch.Tensor]
 
+    def off_device(self) -> _Held:
+        """Return the same weights without the copy on the device."""
+        return replace(self, device=self.host)
+
 
 @dataclass
 class _Group:
@@ -83,9 +87,17 @@ class Transfer:
 
     def hold(self, policy: PolicyId, device: dict[str, torch.Tensor], host: dict[str, torch.Tensor]) -> None:
         """Keep the weights of a policy, complete on the device, for those who will ask for them."""
+        self.make_room()
         with self._lock:
-            earlier = (replace(h, device=h.host) for h in self._held if h.policy != policy)
+            earlier = (h for h in self._held if h.policy != policy)
             self._held = (_Held(policy, device, host), *earlier)[:KEPT]
+
+    def make_room(self) -> None:
+        """Leave all weights on the host alone, those that were prepared too; only a send under way keeps its own."""
+        with self._lock:
+            self._held = tuple(h.off_device() for h in self._held)
+            for group in self._groups.values():
+                group.prepared = group.prepared and group.prepared.off_device()
 
     def forget(self) -> None:
         """Drop all weights; groups stay."""
@@ -97,13 +109,13 @@ class Transfer:
         if not 2 <= world <= MAX_WORLD:
             message = f"a group of {world} ranks, want 2 to {MAX_WORLD}: the trainer and the server's workers"
             raise BroadcastError(message)
-        self._find(policy)
         with self._lock:
+            self._find(policy)
             earlier = [name for name, g in self._groups.items() if g.server == server]
         for name in earlier:
             self.leave(name)
         name = uuid.uuid4().hex
-        group = _Group(server, self._open(self._device, self._host, world, seconds))
+        group = _Group(server, self._open(self._device, self._host, world, _bounded(seconds)))
         with self._lock:
             self._groups[name] = group
         # A daemon: NCCL waits for a peer that never comes until the process ends, and holds no weights meanwhile.
@@ -122,7 +134,9 @@ class Transfer:
 
     def prepare(self, name: str, policy: PolicyId, seconds: float) -> dict[str, Any]:
         """Wait until the group has met and say what a send of the policy will bring; the weights stay until then."""
-        held, group = self._find(policy), self._group(name)
+        with self._lock:
+            self._find(policy)
+        group = self._group(name)
         if not group.ready.wait(_bounded(seconds)):
             self.leave(name)
             message = f"server {group.server} did not join within {seconds:g} s"
@@ -131,7 +145,8 @@ class Transfer:
             self.leave(name)
             message = f"server {group.server} did not join: {group.failure}"
             raise BroadcastError(message) from group.failure
-        group.prepared = held
+        with self._lock:
+            held = group.prepared = self._find(policy)  # nothing is kept while the group meets
         return {"update_info": update_info(held.device)}
 
     def send(self, name: str, seconds: float) -> dict[str, Any]:
@@ -183,10 +198,10 @@ class Transfer:
             self.leave(name)
 
     def _find(self, policy: PolicyId) -> _Held:
-        with self._lock:
-            found = next((h for h in self._held if h.policy == policy), None)
-            have = ", ".join(str(h.policy) for h in self._held) or "none"
+        """Return what is held of a policy; the lock is the caller's."""
+        found = next((h for h in self._held if h.policy == policy), None)
         if found is None:
+            have = ", ".join(str(h.policy) for h in self._held) or "none"
             message = f"policy {policy} is not held for broadcasts; held: {have}"
             raise PolicyGoneError(message)
         return found
