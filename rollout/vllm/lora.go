@@ -70,8 +70,11 @@ func (c *client) loadAdapter(ctx context.Context, name string, offer rollout.Off
 }
 
 // dropAdapters unloads all but the last adapters. One that stays costs memory
-// only, and the server itself puts out those that were not asked for longest.
+// only, and the server itself puts out those that were not asked for longest: s
+// is not kept from its jobs for it longer than a probe may take.
 func (s *server) dropAdapters(ctx context.Context) {
+	ctx, cancel := context.WithTimeoutCause(ctx, s.options.ProbeTimeout, fmt.Errorf("no answer within %s", s.options.ProbeTimeout))
+	defer cancel()
 	for len(s.adapters) > keptAdapters {
 		old := s.adapters[0]
 		s.adapters = s.adapters[1:]

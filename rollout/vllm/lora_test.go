@@ -197,3 +197,25 @@ func TestAdapterOnAnotherBase(t *testing.T) {
 		t.Errorf("log:\n%s", text)
 	}
 }
+
+// TestUnloadingIsBounded: a server that does not answer the unloading of an old
+// adapter serves the new one.
+func TestUnloadingIsBounded(t *testing.T) {
+	f := newLoRAFake(t)
+	f.setHook(func(_ http.ResponseWriter, r *http.Request, _ []byte) bool {
+		if r.URL.Path != "/v1/unload_lora_adapter" {
+			return false
+		}
+		<-r.Context().Done()
+		return true
+	})
+	fleet := fleetOn(t, func(o *Options) { o.ProbeTimeout, o.DeadAfter = 200*time.Millisecond, 1000 }, f)
+	for version := range 3 {
+		if _, err := fleet.Adopt(bounded(t), adapterOf(version)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s := fleet.Servers()[0]; s.Live != adapterOf(2).Policy || f.called("/v1/unload") != 1 {
+		t.Errorf("%+v after %d unloads, want the last adapter live after 1", s, f.called("/v1/unload"))
+	}
+}
