@@ -57,7 +57,11 @@ func (s *server) enrol(ctx context.Context, offer rollout.Offer) (broadcast, err
 	if m.group != "" && m.trainer == *offer.NCCL && m.start != 0 && m.start == seen.start {
 		b, err := s.prepare(ctx, m, offer.Policy)
 		var refused *TransferError
-		if err == nil || !errors.As(err, &refused) || refused.Type != groupUnknown {
+		switch told := errors.As(err, &refused); {
+		case err != nil && !told: // it may have the weights at hand by now
+			s.member = membership{}
+			return b, s.leave(ctx, m, err)
+		case !told || refused.Type != groupUnknown:
 			return b, err
 		}
 	}
@@ -135,10 +139,13 @@ func (c *client) prepare(ctx context.Context, m membership, policy rollout.Polic
 
 // receive brings the weights of b live: pause, take them while the trainer sends
 // them, drop every cache, resume. Whatever fails once the update has begun
-// leaves a server with a part of the weights, and ends the group.
+// leaves a server with a part of the weights. Whatever fails before all of them
+// are there ends the group: the trainer would hold what it has at hand for it,
+// which for a server that is dead may be for ever.
 func (s *server) receive(ctx context.Context, b broadcast) error {
 	if _, err := s.post(ctx, "/pause?mode=wait&clear_cache=true", nil); err != nil {
-		return &reloadError{false, err}
+		s.member = membership{}
+		return &reloadError{false, s.leave(ctx, b.membership, err)}
 	}
 	_, err := s.post(ctx, "/start_weight_update", nil)
 	if err == nil {

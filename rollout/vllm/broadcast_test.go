@@ -261,3 +261,43 @@ func TestBroadcastsAreBounded(t *testing.T) {
 		})
 	}
 }
+
+// TestNothingIsHeldForAFailedUpdate: what the trainer has at hand for a server
+// that does not come to fetch it is a whole copy of the weights. The group ends,
+// and another is made when the server can.
+func TestNothingIsHeldForAFailedUpdate(t *testing.T) {
+	answer := func(w http.ResponseWriter) bool { refuse(w, 500, "no"); return true }
+	for name, fail := range map[string]func(*fake, *fakeTrainer){
+		"the server does not pause": func(f *fake, _ *fakeTrainer) {
+			f.setHook(func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+				return r.URL.Path == "/pause" && answer(w)
+			})
+		},
+		"the trainer's answer is lost": func(_ *fake, trainer *fakeTrainer) {
+			trainer.setHook(func(w http.ResponseWriter, r *http.Request) bool {
+				if r.URL.Path == "/prepare" {
+					cutOff(t, w)
+				}
+				return r.URL.Path == "/prepare"
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, trainer := newFake(t), newFakeTrainer(t)
+			fleet := fleetOn(t, func(o *Options) { o.Quarantine = time.Hour }, f)
+			if _, err := fleet.Adopt(bounded(t), trainer.offer(0)); err != nil {
+				t.Fatal(err)
+			}
+			fail(f, trainer)
+			var quorum *rollout.QuorumError
+			if _, err := fleet.Adopt(bounded(t), trainer.offer(1)); !errors.As(err, &quorum) || trainer.called("/leave") != 1 {
+				t.Errorf("%v, %d groups left, want 1", err, trainer.called("/leave"))
+			}
+			f.setHook(nil)
+			trainer.setHook(nil)
+			if _, err := fleet.Adopt(bounded(t), trainer.offer(2)); err != nil || trainer.called("/join") != 2 || f.path != "/weights/2" {
+				t.Errorf("%v after %d joins, weights %q", err, trainer.called("/join"), f.path)
+			}
+		})
+	}
+}
