@@ -12,6 +12,7 @@ import urllib.request
 import weakref
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +20,13 @@ import torch
 import torch.distributed as dist
 
 from uadt_trainer import communicator
+from uadt_trainer.bus import BusOptions
 from uadt_trainer.communicator import BroadcastError, GlooCommunicator, Named, NCCLCommunicator, packed, update_info
 from uadt_trainer.endpoint import LIMIT, Endpoint
+from uadt_trainer.engine import Engine, EngineOptions
+from uadt_trainer.frames import Fields
+from uadt_trainer.ranks import Ranks
+from uadt_trainer.server import Server
 from uadt_trainer.transfer import (
     MAX_SECONDS,
     BroadcastTimeoutError,
@@ -194,6 +200,28 @@ def test_a_device_holds_one_copy_whatever_was_prepared() -> None:
     for call in (preparing, sending):
         with pytest.raises(BroadcastError, match="aborted"):
             call.result()
+
+
+def test_a_publish_makes_room_before_it_copies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("uadt_trainer.server.Bus", lambda *_: None)
+    o = EngineOptions(CPU, torch.float32, tmp_path, lambda _: b"")
+    server = Server(BusOptions("nats://127.0.0.1:1", "r", 0, "", "_INBOX"), o, Ranks(), "me", HOST)
+    engine, copies, alive = Engine(o), [], []
+
+    def snapshot() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        alive.append(sum(c() is not None for c in copies))
+        device = {"w": torch.ones(len(copies))}
+        copies.append(weakref.ref(device["w"]))
+        return device, {"w": device["w"].clone()}
+
+    monkeypatch.setattr(engine, "snapshot", snapshot)
+    try:
+        for version in (0, 1, 2):
+            body = {"incarnation": 1, "policy_version": version, "transport": "nccl"}
+            assert server._publish(engine, Fields("publish", body))["url"]
+    finally:
+        server._endpoint.close()
+    assert alive == [0, 0, 0]
 
 
 def test_no_wait_is_longer_than_the_longest() -> None:

@@ -209,6 +209,8 @@ class Server:
                 path, found = engine.publish_adapter(version)
                 return where | {"path": str(path), "digest": found}
             case "nccl":
+                if self._endpoint is not None:
+                    self._endpoint.transfer.make_room()
                 device, host = engine.snapshot()
                 if self._ranks.rank > 0:
                     return where
