@@ -94,3 +94,21 @@ def test_frozen_vision_builds_no_graph(checkpoint: Path) -> None:
     policy.score(packed, pixels, 1.0, ()).logprobs.sum().backward()
     trained = {policy.part_of(n) for n, p in policy.model.named_parameters() if p.grad is not None}
     assert trained == {"language"}
+
+
+def test_a_row_takes_nothing_from_the_host(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy to a GPU waits for all that is queued there: of what a row needs none is left once one like it ran."""
+    made, grids, pixels = groups(3)
+    policy = Policy.load(checkpoint, torch.device("cpu"), torch.float32)
+    positions = [policy.prompt_positions(g.prompt, images) for g, images in zip(made, grids, strict=True)]
+    packed = pack(made, [(0, len(g.traces)) for g in made], policy.image_token, positions)
+    first = policy.score(packed, pixels, 1.0, (PAD, 7))
+
+    def copies(*_: object, **__: object) -> None:
+        pytest.fail("a tensor is made from what is on the host")
+
+    for name in ("tensor", "as_tensor", "from_numpy"):
+        monkeypatch.setattr(torch, name, copies)
+    again = policy.score(packed, pixels, 1.0, (PAD, 7))
+    again.logprobs.sum().backward()
+    assert torch.equal(first.logprobs, again.logprobs)

@@ -8,7 +8,7 @@ numbers a token, and made again in the backward pass.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -128,5 +128,11 @@ def token_logprobs(
 
     hidden [R, D] are the states that predict, weight [V, D] is the output head.
     """
-    ids = torch.tensor(banned, dtype=torch.int64, device=hidden.device) if banned else None
+    ids = _on_device(banned, hidden.device) if banned else None
     return _TokenLogprobs.apply(hidden, weight, targets, temperature, ids)
+
+
+@lru_cache(maxsize=16)
+def _on_device(ids: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Copy ids once: a copy to a GPU waits for all that is queued there, and this one is wanted in every row."""
+    return torch.tensor(ids, dtype=torch.int64, device=device)
