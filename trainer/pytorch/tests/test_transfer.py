@@ -172,8 +172,8 @@ def test_the_last_two_policies_are_held_and_the_earlier_one_on_the_host(transfer
     transfer.prepare(group, policy(3), PATIENCE)
     transfer.forget()
     got = Later(lambda: peer.receive(info))
-    transfer.send(group, PATIENCE)  # what was prepared stays until it is sent
-    assert same(got.result(), weights(3))
+    transfer.send(group, PATIENCE)  # what was prepared stays until it is sent, on the host
+    assert same(got.result(), weights(13))
     with pytest.raises(PolicyGoneError, match="held: none"):
         transfer.prepare(group, policy(3), PATIENCE)
 

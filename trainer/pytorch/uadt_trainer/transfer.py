@@ -100,7 +100,8 @@ class Transfer:
                 group.prepared = group.prepared and group.prepared.off_device()
 
     def forget(self) -> None:
-        """Drop all weights; groups stay."""
+        """Drop all weights but those that were prepared; groups stay."""
+        self.make_room()
         with self._lock:
             self._held = ()
 
