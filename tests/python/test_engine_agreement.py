@@ -138,7 +138,7 @@ def test_agrees_with_transformers(engines: tuple[Server, Path, Path], capsys: py
     questions = make_questions()
     report = {"before": check(server, first, questions)}
     update = {"method": "reload_weights", "kwargs": {"weights_path": str(second)}}
-    assert server.post("/collective_rpc", update) == {"results": [None]}
+    assert server.post("/collective_rpc", update)["results"] == [None]
     report["after"] = check(server, second, questions)
     with capsys.disabled():
         sys.stdout.write(json.dumps({"test": "engine_agreement", "prompts": PROMPTS, **report}) + "\n")
