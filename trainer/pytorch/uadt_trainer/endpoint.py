@@ -21,7 +21,7 @@ from .frames import Fields, FrameError
 from .transfer import BroadcastTimeoutError, GroupUnknownError, PolicyGoneError, PolicyId, Transfer
 
 LIMIT = 1 << 16  # bytes of a request
-IDLE = 30.0  # seconds that a request may take to arrive
+IDLE = 30.0  # seconds that a request may pause while it arrives
 
 log = logging.getLogger("uadt_trainer")
 
