@@ -52,10 +52,10 @@ type Stage struct {
 	Data         string              `key:"data" class:"identity" help:"file of records to train on, or phantom:SPLIT:COUNT[:SEED], made when it is first needed"`
 	Steps        int                 `key:"steps" class:"horizon" unit:"steps" range:">= 1" help:"rollout batches (rl) or optimizer updates (align, sft) of the stage"`
 	Batch        int                 `key:"batch" unit:"records" range:">= 1" help:"records of one update; align and sft only (rl: rollout.questions_per_step)"`
-	LearningRate float64             `key:"learning_rate" range:"> 0" help:"peak learning rate of AdamW"`
+	LearningRate float64             `key:"learning_rate" range:"0 < r < 1" help:"peak learning rate of AdamW"`
 	Warmup       int                 `key:"warmup" unit:"steps" range:">= 0" help:"updates over which the learning rate rises from 0"`
 	Decay        string              `key:"decay" range:"constant, linear or cosine" help:"how the learning rate falls to 0 by the end of the stage"`
-	WeightDecay  float64             `key:"weight_decay" range:">= 0" help:"decoupled weight decay; biases and norm weights are left out"`
+	WeightDecay  float64             `key:"weight_decay" range:"0 to 1" help:"decoupled weight decay; biases and norm weights are left out"`
 	Frozen       []trainer.ModelPart `key:"frozen" range:"vision, projector, language" help:"parts of the model that keep their weights"`
 }
 
@@ -63,7 +63,7 @@ type Stage struct {
 type Rollout struct {
 	Servers          []string      `key:"servers" class:"placement" help:"base URLs of vLLM servers; empty starts the native engine in the process, on loopback"`
 	Workers          int           `key:"workers" class:"placement" range:">= 0" help:"rollout workers started in the process; 0 expects 'uadt-train worker' elsewhere"`
-	GroupSize        int           `key:"group_size" unit:"traces" range:">= 2" help:"G, traces sampled of each question"`
+	GroupSize        int           `key:"group_size" unit:"traces" range:"2 to 1024" help:"G, traces sampled of each question"`
 	QuestionsPerStep int           `key:"questions_per_step" unit:"questions" range:">= 1" help:"Q, groups of a rollout batch"`
 	Temperature      float64       `key:"temperature" range:"0 < t <= 2" help:"sampling temperature; scores and entropies use it too"`
 	TopP             float64       `key:"top_p" range:"0 < p <= 1" help:"nucleus sampling; rl refuses anything but 1 unless allow_filtered"`
@@ -79,8 +79,8 @@ type Rollout struct {
 
 // Reward is the section reward.
 type Reward struct {
-	Format     float64          `key:"format" range:">= 0" help:"weight of the format part"`
-	Answer     float64          `key:"answer" range:">= 0" help:"weight of the answer part"`
+	Format     float64          `key:"format" range:"0 to 100" help:"weight of the format part"`
+	Answer     float64          `key:"answer" range:"0 to 100" help:"weight of the answer part"`
 	Multi      reward.MultiMode `key:"multi" range:"exact or f1" help:"what a multiple-choice answer is worth"`
 	Open       reward.OpenMode  `key:"open" range:"match, f1 or judge" help:"what an open answer is worth"`
 	JudgeURL   string           `key:"judge_url" class:"placement" help:"OpenAI-compatible endpoint that judges open answers"`
@@ -112,24 +112,24 @@ type UADT struct {
 // GRPO is the section grpo.
 type GRPO struct {
 	Advantage         uadt.Baseline       `key:"advantage" range:"grpo, dr_grpo or rloo" help:"group baseline"`
-	Eps               float64             `key:"eps" range:"> 0" help:"added to the standard deviation of a group's rewards"`
-	MinStd            float64             `key:"min_std" range:">= 0" help:"standard deviation below which a group's advantages are 0"`
+	Eps               float64             `key:"eps" range:">= 0" help:"added to the standard deviation of a group's rewards"`
+	MinStd            float64             `key:"min_std" range:"> 0" help:"standard deviation below which a group's advantages are 0"`
 	Loss              trainer.Loss        `key:"loss" range:"ppo, gspo or cispo" help:"token loss"`
 	ClipLow           float64             `key:"clip_low" range:"0 to 1" help:"the ratio is clipped at 1 - clip_low"`
-	ClipHigh          float64             `key:"clip_high" range:">= 0" help:"the ratio is clipped at 1 + clip_high"`
+	ClipHigh          float64             `key:"clip_high" range:"0 to 100" help:"the ratio is clipped at 1 + clip_high"`
 	DualClip          float64             `key:"dual_clip" range:"0 or > 1" help:"bound of the loss for negative advantages; 0 is off"`
 	KL                string              `key:"kl" range:"off, k1, k2 or k3" help:"estimator of the distance to the reference, the policy at the start of the stage"`
-	KLCoef            float64             `key:"kl_coef" range:">= 0" help:"weight of the KL term"`
+	KLCoef            float64             `key:"kl_coef" range:"0 to 100" help:"weight of the KL term"`
 	KLIn              string              `key:"kl_in" range:"loss or reward" help:"where the KL term enters; k1 is refused in the loss"`
 	KLClamp           bool                `key:"kl_clamp" help:"clamp the log-ratio to +-20 and the estimate to +-10, as verl does"`
 	Aggregation       trainer.Aggregation `key:"aggregation" range:"token_mean, seq_mean_token_sum, seq_mean_token_mean or seq_mean_token_sum_norm" help:"how token losses become one number"`
-	UpdatesPerRollout int                 `key:"updates_per_rollout" unit:"updates" range:">= 1" help:"optimizer updates on minibatches of whole groups per rollout batch"`
+	UpdatesPerRollout int                 `key:"updates_per_rollout" unit:"updates" range:"1 to rollout.questions_per_step" help:"optimizer updates on minibatches of whole groups per rollout batch"`
 	Truncated         string              `key:"truncated" range:"keep or mask" help:"whether truncated traces are trained"`
 	Denominator       string              `key:"denominator" range:"all or informative" help:"which traces the loss is averaged over"`
 	Correction        string              `key:"correction" range:"off, token or sequence" help:"truncated importance weights between the engine that sampled and the one that trains"`
-	EntropyBonus      float64             `key:"entropy_bonus" range:">= 0" help:"weight of mean token entropy in the objective; a control for uadt"`
+	EntropyBonus      float64             `key:"entropy_bonus" range:"0 to 100" help:"weight of mean token entropy in the objective; a control for uadt"`
 	EntropyQuantile   float64             `key:"entropy_quantile" range:"0 to 1" help:"keep the gradient of this share of tokens with the highest entropy; 0 keeps all"`
-	GradClip          float64             `key:"grad_clip" range:">= 0" help:"largest global gradient norm; 0 is off"`
+	GradClip          float64             `key:"grad_clip" range:"0 to 1e6" help:"largest global gradient norm; 0 is off"`
 }
 
 // Trainer is the section trainer.
@@ -144,7 +144,7 @@ type Trainer struct {
 	Timeout     time.Duration `key:"timeout" class:"placement" range:"> 0" help:"longest time for one trainer command"`
 	Weights     string        `key:"weights" class:"placement" range:"directory, nccl or lora" help:"how new weights reach the servers: a checkpoint directory, a broadcast (vLLM with --weight-transfer-config), or the adapter alone (vLLM with --enable-lora on model.path)"`
 	LoRARank    int           `key:"lora_rank" range:">= 0" help:"train adapters of this rank instead of weights, pytorch only; 0 is off" source:"LoRA, arXiv:2106.09685; VLM-R1 has 64"`
-	LoRAAlpha   float64       `key:"lora_alpha" range:">= 0" help:"adapters are scaled by alpha over rank; 0 is twice the rank" source:"VLM-R1 has 128 at rank 64"`
+	LoRAAlpha   float64       `key:"lora_alpha" range:"0 to 1e6" help:"adapters are scaled by alpha over rank; 0 is twice the rank" source:"VLM-R1 has 128 at rank 64"`
 	LoRATargets []string      `key:"lora_targets" range:"q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" help:"projections of the language model that get an adapter"`
 }
 

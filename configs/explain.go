@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	"gopkg.in/yaml.v3"
@@ -32,14 +33,18 @@ func Explain(name string) (string, error) {
 	return b.String(), nil
 }
 
+// defaultText is the default of key, or none: it is empty, or refused because a
+// recipe must give the key.
 func defaultText(key Key) string {
-	root := reflect.ValueOf(Defaults())
-	if strings.HasPrefix(key.Name, stagesPrefix) {
-		root = reflect.ValueOf(stageDefaults())
+	c := Defaults()
+	c.Stages = []Stage{stageDefaults()}
+	root, name := reflect.ValueOf(c), key.Name
+	if short, ok := strings.CutPrefix(key.Name, stagesPrefix); ok {
+		root, name = reflect.ValueOf(c.Stages[0]), "stages.0."+short
 	}
-	value := plain(root.FieldByIndex(key.index))
-	text := fmt.Sprint(value)
-	if text == "" || text == "[]" {
+	text := fmt.Sprint(plain(root.FieldByIndex(key.index)))
+	refused := slices.ContainsFunc(c.Validate(), func(p *Problem) bool { return p.Key == name })
+	if text == "" || text == "[]" || refused {
 		return "none"
 	}
 	return text

@@ -2,7 +2,9 @@ package configs
 
 import (
 	"reflect"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/uadt-train/uadt-train/uadt"
@@ -34,26 +36,27 @@ type Key struct {
 const stagesPrefix = "stages.*."
 
 // Keys lists every key in the order of the sections.
-func Keys() []Key {
-	return collect(reflect.TypeFor[Config](), "", nil)
-}
+func Keys() []Key { return slices.Clone(keys()) }
+
+// keys is read from the tags once: a load looks for a key many times.
+var keys = sync.OnceValue(func() []Key { return collect(reflect.TypeFor[Config](), "", nil) })
 
 func collect(t reflect.Type, prefix string, index []int) []Key {
-	var keys []Key
+	var found []Key
 	for i := range t.NumField() {
 		field := t.Field(i)
 		name := prefix + field.Tag.Get("key")
 		path := append(append([]int(nil), index...), i)
 		switch {
 		case field.Type == reflect.TypeFor[[]Stage]():
-			keys = append(keys, collect(reflect.TypeFor[Stage](), stagesPrefix, nil)...)
+			found = append(found, collect(reflect.TypeFor[Stage](), stagesPrefix, nil)...)
 		case isSection(field.Type):
-			keys = append(keys, collect(field.Type, name+".", path)...)
+			found = append(found, collect(field.Type, name+".", path)...)
 		default:
-			keys = append(keys, keyOf(field, name, path))
+			found = append(found, keyOf(field, name, path))
 		}
 	}
-	return keys
+	return found
 }
 
 func keyOf(field reflect.StructField, name string, path []int) Key {
@@ -89,9 +92,9 @@ func typeName(t reflect.Type) string {
 	case reflect.Float64:
 		return "number"
 	case reflect.Slice:
-		return "list"
+		return typeList
 	}
-	return "text"
+	return typeText
 }
 
 // find returns the key called name, where the middle of stages.NAME.field may
@@ -100,7 +103,7 @@ func find(name string) (Key, bool) {
 	if parts := strings.SplitN(name, ".", 3); len(parts) == 3 && parts[0] == "stages" {
 		name = stagesPrefix + parts[2]
 	}
-	for _, k := range Keys() {
+	for _, k := range keys() {
 		if k.Name == name {
 			return k, true
 		}
@@ -116,7 +119,7 @@ func nearest(name string) string {
 			best, bestDistance = candidate, d
 		}
 	}
-	for _, k := range Keys() {
+	for _, k := range keys() {
 		try(k.Name)
 		if section, _, nested := strings.Cut(k.Name, "."); nested {
 			try(section)

@@ -34,9 +34,12 @@ func walkMapping(path string, node *yaml.Node, prefix string, lines map[string]i
 			problems = append(problems, fmt.Errorf("%s: %s is set twice, first at line %d", place, name, first))
 		}
 		lines[name] = key.Line
-		_, known := find(name)
+		known, ok := find(name)
 		switch {
-		case known:
+		case strings.Contains(key.Value, "."):
+			problems = append(problems, fmt.Errorf("%s: %s has a dot: write a key below its section", place, name))
+		case ok:
+			known.keepText(value)
 		case name == "stages":
 			problems = append(problems, walkStages(path, value, lines)...)
 		case isPrefix(name):
@@ -65,7 +68,7 @@ func walkStages(path string, node *yaml.Node, lines map[string]int) []error {
 
 // isPrefix says whether name is a section.
 func isPrefix(name string) bool {
-	for _, k := range Keys() {
+	for _, k := range keys() {
 		if strings.HasPrefix(k.Name, name+".") {
 			return true
 		}

@@ -1,8 +1,11 @@
 package configs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"os"
 	"reflect"
 	"slices"
@@ -72,22 +75,22 @@ func (l *Loaded) fill(request Request, file map[string]any, lines map[string]int
 	env := environment(request.Env)
 	var problems []error
 	root := reflect.ValueOf(&l.Config).Elem()
-	for _, key := range Keys() {
+	for _, key := range keys() {
 		if strings.HasPrefix(key.Name, stagesPrefix) {
 			continue
 		}
 		field := root.FieldByIndex(key.index)
-		v.SetDefault(key.Name, plain(field))
 		origin := "default"
-		if line, ok := lines[key.Name]; ok {
+		if line, ok := lines[key.Name]; ok && v.IsSet(key.Name) { // a null leaves the default
 			origin = fmt.Sprintf("%s:%d", request.File, line)
 		}
-		if value, ok := env[envName(key.Name)]; ok {
-			v.Set(key.Name, value)
+		v.SetDefault(key.Name, plain(field))
+		if text, ok := env[envName(key.Name)]; ok {
+			v.Set(key.Name, key.read(text))
 			origin = "env " + envName(key.Name)
 		}
-		if value, ok := set[key.Name]; ok {
-			v.Set(key.Name, yamlScalar(value))
+		if text, ok := set[key.Name]; ok {
+			v.Set(key.Name, key.read(text))
 			origin = "--set"
 		}
 		l.Origins[key.Name] = origin
@@ -100,28 +103,29 @@ func (l *Loaded) fill(request Request, file map[string]any, lines map[string]int
 
 func (l *Loaded) fillStages(request Request, raw any, lines map[string]int, set map[string]string) []error {
 	var problems []error
+	var names []string // as the file has them: --set may give another
 	items, _ := raw.([]any)
 	for i, item := range items {
 		fields, _ := item.(map[string]any)
 		stage := stageDefaults()
 		root := reflect.ValueOf(&stage).Elem()
 		name := fmt.Sprint(fields["name"])
-		for _, key := range Keys() {
+		names = append(names, name)
+		for _, key := range keys() {
 			short, ok := strings.CutPrefix(key.Name, stagesPrefix)
 			if !ok {
 				continue
 			}
 			full := fmt.Sprintf("stages.%d.%s", i, short)
-			value, given := fields[short]
-			origin := "default"
-			if given {
+			value, origin := fields[short], "default"
+			if value != nil {
 				origin = fmt.Sprintf("%s:%d", request.File, lines[full])
 			}
 			if text, ok := set["stages."+name+"."+short]; ok {
-				value, given, origin = yamlScalar(text), true, "--set"
+				value, origin = key.read(text), "--set"
 			}
 			l.Origins[full] = origin
-			if !given {
+			if value == nil {
 				continue
 			}
 			if err := assign(root.FieldByIndex(key.index), value); err != nil {
@@ -130,21 +134,13 @@ func (l *Loaded) fillStages(request Request, raw any, lines map[string]int, set 
 		}
 		l.Stages = append(l.Stages, stage)
 	}
-	for key := range set {
+	for _, key := range slices.Sorted(maps.Keys(set)) {
 		parts := strings.SplitN(key, ".", 3)
-		if parts[0] == "stages" && !slices.ContainsFunc(l.Stages, func(s Stage) bool { return s.Name == parts[1] }) {
+		if parts[0] == "stages" && !slices.Contains(names, parts[1]) {
 			problems = append(problems, fmt.Errorf("--set: %s: there is no stage %q", key, parts[1]))
 		}
 	}
 	return problems
-}
-
-func yamlScalar(text string) any {
-	var value any
-	if err := yaml.Unmarshal([]byte(text), &value); err != nil {
-		return text
-	}
-	return value
 }
 
 func envName(key string) string {
@@ -166,7 +162,7 @@ func environment(env []string) map[string]string {
 func unknownEnv(env []string) []error {
 	known := map[string]bool{}
 	sections := map[string]bool{}
-	for _, key := range Keys() {
+	for _, key := range keys() {
 		known[envName(key.Name)] = true
 		section, _, _ := strings.Cut(key.Name, ".")
 		sections[envName(section)] = true
@@ -201,6 +197,11 @@ func parseSet(entries []string) (map[string]string, []error) {
 }
 
 func unknownKey(place, name string) error {
+	for _, key := range keys() {
+		if strings.HasPrefix(key.Name, name+".") {
+			return fmt.Errorf("%s: %s is a section, want one of its keys, such as %s", place, name, key.Name)
+		}
+	}
 	if near := nearest(name); near != "" {
 		return fmt.Errorf("%s: unknown key %s, did you mean %s?", place, name, near)
 	}
@@ -216,9 +217,13 @@ func readFile(path string) (values map[string]any, lines map[string]int, problem
 	if err != nil {
 		return nil, nil, []error{fmt.Errorf("configuration file: %w", err)}
 	}
-	var document yaml.Node
-	if err := yaml.Unmarshal(data, &document); err != nil {
+	var document, second yaml.Node
+	decoder := yaml.NewDecoder(bytes.NewReader(data))
+	if err := decoder.Decode(&document); err != nil && !errors.Is(err, io.EOF) {
 		return nil, nil, []error{fmt.Errorf("%s: %w", path, err)}
+	}
+	if err := decoder.Decode(&second); !errors.Is(err, io.EOF) {
+		return nil, nil, []error{fmt.Errorf("%s:%d: a second document begins, want one", path, second.Line)}
 	}
 	lines = map[string]int{}
 	problems = walk(path, &document, "", lines)

@@ -206,9 +206,12 @@ func flatten(err error) []error {
 func (l *Loaded) located(problems []*Problem) []error {
 	var errs []error
 	for _, p := range problems {
-		origin := l.Origins[p.Key]
-		if origin == "" {
-			origin = "default"
+		origin := "default"
+		for name := p.Key; name != ""; name = name[:max(0, strings.LastIndexByte(name, '.'))] {
+			if o, ok := l.Origins[name]; ok { // of the key, or of the schedule that it is a part of
+				origin = o
+				break
+			}
 		}
 		errs = append(errs, fmt.Errorf("%s: %w", origin, p))
 	}

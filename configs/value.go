@@ -8,12 +8,56 @@ import (
 	"strings"
 	"time"
 
+	"gopkg.in/yaml.v3"
+
 	"github.com/uadt-train/uadt-train/uadt"
 )
 
-// assign sets dst to raw, a value as YAML decodes it. Text is read as YAML
-// would read it where the field is not text, because the environment and --set
-// know only text.
+// Types of keys that keep what they are given as it is written.
+const (
+	typeText = "text"
+	typeList = "list" // of texts
+)
+
+// read returns text, of the environment or of --set, as YAML reads it; but as it
+// stands where k is a text and it is not quoted, so that 0123, 1e3 and "a #b"
+// stay what they are. No text at all empties a text or a list.
+func (k Key) read(text string) any {
+	var value any
+	if err := yaml.Unmarshal([]byte(text), &value); err != nil {
+		return text
+	}
+	_, isText := value.(string)
+	_, isBool := value.(bool)
+	_, isList := value.([]any)
+	switch {
+	case k.Type == typeText && isBool, k.Type == typeList && isList:
+		return value
+	case k.Type == typeText && isText && strings.IndexAny(text, `"'`) == 0:
+		return value
+	case k.Type == typeText, k.Type == typeList, value == nil:
+		return text
+	}
+	return value
+}
+
+// keepText makes YAML decode the numbers and dates that node holds as the text
+// they are written as, where k is one: a run may be called 0123 or 1e3.
+func (k Key) keepText(node *yaml.Node) {
+	switch {
+	case k.Type == typeList && node.Kind == yaml.SequenceNode:
+		for _, item := range node.Content {
+			Key{Type: typeText}.keepText(item)
+		}
+	case k.Type == typeText && node.Kind == yaml.ScalarNode:
+		switch node.ShortTag() {
+		case "!!int", "!!float", "!!timestamp":
+			node.Tag = "!!str"
+		}
+	}
+}
+
+// assign sets dst to raw, a value as YAML decodes it or as Key.read does.
 func assign(dst reflect.Value, raw any) error {
 	switch target := dst.Addr().Interface().(type) {
 	case *time.Duration:
