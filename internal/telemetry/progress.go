@@ -20,7 +20,7 @@ type Progress struct {
 	pool     *mpb.Progress
 	steps    *mpb.Bar
 	rollouts *mpb.Bar
-	closed   bool // the bars are gone and the terminal is free
+	closed   bool // the bars are gone: the run ended, or the terminal refused them
 	// note is the text beside the step bar of the stage. It is read by the bar's
 	// own goroutine while Emit may wait for it, hence an atomic and not the lock.
 	note *atomic.Pointer[string]
@@ -59,15 +59,21 @@ func (p *Progress) Emit(e Event) {
 	}
 }
 
-// Write prints text, whole lines of it, above the bars, or plainly when there
-// are none any more; for a logger that shares the terminal with them.
+// Write prints text, whole lines of it, above the bars, or plainly where there
+// are none; for a logger that shares the terminal with them. The pool flushes
+// what it is given when it next draws, which it surely does only while a bar
+// has not ended.
 func (p *Progress) Write(text []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed {
-		return p.out.Write(text)
+	if p.steps != nil {
+		n, err := p.pool.Write(text)
+		if err == nil {
+			return n, nil
+		}
+		p.finish() // drawing failed, which ends the pool; a log must not end with it
 	}
-	return p.pool.Write(text)
+	return p.out.Write(text)
 }
 
 // Close removes the bars and waits until the terminal is ours again. It may be
@@ -91,19 +97,32 @@ func (p *Progress) stage(e StageStarted) {
 	note.Store(new(string))
 	p.note, p.last = note, p.now()
 	name := fmt.Sprintf("%-8s", e.Stage.Name)
-	p.steps = p.pool.AddBar(int64(e.Stage.Steps),
+	// A total of 0 keeps a bar from ending by itself: this one ends with its
+	// stage, that of the rollouts with it.
+	steps, err := p.pool.Add(0, mpb.BarStyle().Build(),
 		mpb.PrependDecorators(decor.Name(name), decor.CountersNoUnit("step %d/%d")),
 		mpb.AppendDecorators(
 			decor.EwmaETA(decor.ET_STYLE_MMSS, 20), decor.Name(" left  "),
 			decor.Any(func(decor.Statistics) string {
 				return *note.Load()
 			})))
-	p.steps.SetCurrent(int64(e.Step))
-	if e.Stage.Kind == "rl" {
-		// A total of 0 keeps the bar from being complete when one step's groups are.
-		p.rollouts = p.pool.AddBar(0,
-			mpb.PrependDecorators(decor.Name("rollouts"), decor.CountersNoUnit(" %d/%d")))
+	if err != nil { // the run has ended, or drawing failed: it goes on without bars
+		p.finish()
+		return
 	}
+	p.steps = steps
+	p.steps.SetTotal(int64(e.Stage.Steps), false)
+	p.steps.SetCurrent(int64(e.Step))
+	if e.Stage.Kind != "rl" {
+		return
+	}
+	rollouts, err := p.pool.Add(0, mpb.BarStyle().Build(),
+		mpb.PrependDecorators(decor.Name("rollouts"), decor.CountersNoUnit(" %d/%d")))
+	if err != nil {
+		p.finish()
+		return
+	}
+	p.rollouts = rollouts
 }
 
 func (p *Progress) setNote(text string) { p.note.Store(&text) }

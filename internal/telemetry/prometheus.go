@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"net/http"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -44,7 +45,7 @@ func (p *Prometheus) Emit(e Event) {
 	case Evaluated:
 		p.set(e.Stage, e.Metrics)
 	case GroupDropped:
-		p.dropped.WithLabelValues(e.Reason).Inc()
+		p.dropped.WithLabelValues(strings.ToValidUTF8(e.Reason, "\uFFFD")).Inc() // it may come from another process
 	case Alarm:
 		p.alarms.WithLabelValues(e.Name).Inc()
 	}
