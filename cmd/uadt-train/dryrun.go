@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/uadt-train/uadt-train/configs"
 	"github.com/uadt-train/uadt-train/trainer"
@@ -11,13 +12,19 @@ import (
 
 // dryRun prints the resolved recipe, the plan, and what a run would connect to.
 // It opens nothing but the headers of the model directory.
-func (m *Main) dryRun(loaded configs.Loaded) error {
+func (m *Main) dryRun(loaded configs.Loaded, rehearse bool) error {
 	text, err := loaded.YAML()
 	if err != nil {
 		return err
 	}
 	out := &printer{w: m.Stdout}
-	out.printf("%s\n# plan\n", text)
+	out.printf("%s\n", text)
+	if rehearse {
+		for line := range strings.Lines(rehearsalNote(loaded.Config)) {
+			out.printf("# %s", line)
+		}
+	}
+	out.printf("# plan\n")
 	for _, s := range loaded.Stages {
 		out.printf("#   %-10s %-5s %5d steps, %s\n", s.Name, s.Kind, s.Steps, stagePlan(loaded.Config, s))
 	}

@@ -3,10 +3,14 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/uadt-train/uadt-train/configs"
+	"github.com/uadt-train/uadt-train/internal/durable"
 	"github.com/uadt-train/uadt-train/internal/phantom"
 	"github.com/uadt-train/uadt-train/trainer"
 )
@@ -58,6 +62,64 @@ func (c *configFlags) loadRehearsal(m *Main) (configs.Loaded, error) {
 		small = append(small, "eval.data="+phantomSet(phantom.SplitInDomain))
 	}
 	return configs.Load(configs.Request{File: c.file, Set: append(small, c.set...), Env: m.Env})
+}
+
+// rehearsalFile marks the run directory of a rehearsal.
+const rehearsalFile = "REHEARSAL.txt"
+
+// rehearsalNote says that c is a rehearsal, and what in it phantoms stand in for.
+func rehearsalNote(c configs.Config) string {
+	var made []string
+	for _, s := range c.Stages {
+		if isPhantom(s.Data) {
+			made = append(made, "stage "+s.Name)
+		}
+	}
+	if isPhantom(c.Eval.Data) {
+		made = append(made, "the evaluation")
+	}
+	note := fmt.Sprintf("REHEARSAL, not a run of %s: it was made small, and its numbers and weights say nothing of the recipe.\n",
+		strings.TrimSuffix(c.Name, rehearsalSuffix))
+	if len(made) > 0 {
+		note += fmt.Sprintf("REHEARSAL: phantoms, which are drawn and of no patient, stand in for the data of %s.\n", list(made))
+	}
+	return note
+}
+
+// markRehearsal says in the run directory and on the screen what it is a run of.
+func (m *Main) markRehearsal(dir string, c configs.Config) error {
+	note := rehearsalNote(c)
+	write := func(w io.Writer) error { _, err := io.WriteString(w, note); return err }
+	if err := errors.Join(durable.Write(filepath.Join(dir, rehearsalFile), write), write(m.Stderr)); err != nil {
+		return fmt.Errorf("rehearsal: %w", err)
+	}
+	return nil
+}
+
+// keepApart refuses to go on with a rehearsal as a run, or with a run as a
+// rehearsal, which --run or --set name may ask for.
+func keepApart(dir string, rehearse bool) error {
+	note, err := rehearsed(dir)
+	if err != nil {
+		return err
+	}
+	_, absent := os.Stat(filepath.Join(dir, "run.json"))
+	switch {
+	case note != "" && !rehearse:
+		return usagef("%s is of a rehearsal: a run needs another name (--run), or --fresh", dir)
+	case note == "" && rehearse && absent == nil:
+		return usagef("--rehearse: %s is of a run: a rehearsal needs another name (--run), or --fresh", dir)
+	}
+	return nil
+}
+
+// rehearsed returns the note in a run directory; "" where it is no rehearsal's.
+func rehearsed(dir string) (string, error) {
+	note, err := os.ReadFile(filepath.Join(dir, rehearsalFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	return string(note), err
 }
 
 // absent says whether a data key names a file that is not there.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -94,4 +95,35 @@ func TestWarmupLongerThanAStageIsRefused(t *testing.T) {
 	recipe, runs := writeRecipe(t, l.recipe)
 	invoke(t, "--config", recipe, "--set", "stages.sft.warmup=51").expect(t, exitUsage, "stages.1.warmup", "51", "50 updates")
 	requireAbsent(t, runs)
+}
+
+// Nothing of a rehearsal can be taken for the recipe's run, whatever it is called
+// and wherever one looks.
+func TestRehearsalIsNoRun(t *testing.T) {
+	l := lab(t)
+	recipe, runs := writeRecipe(t, l.rlOnly)
+	// The same identity as the recipe's: only the number of steps differs.
+	args := []string{"--config", recipe, "--set", "rollout.questions_per_step=4", "--set", "eval.questions=4", "--set", "stages.rl.data=phantom:train:16", "--run", "chosen"}
+	small := append(slices.Clone(args), "--rehearse")
+	note := []string{"REHEARSAL, not a run of chosen", "phantoms", "stand in for the data of stage rl"}
+	if r := invoke(t, append(small, "--dry-run")...); !contains(r.stdout, note...) {
+		t.Errorf("the plan does not say what it is:\n%s", r.stdout)
+	}
+	r := invoke(t, small...)
+	if r.expect(t, exitDone, note...); !contains(r.stdout, note...) {
+		t.Errorf("the transcript does not say what it is:\n%s", r.stdout)
+	}
+	if r = invoke(t, small...); !contains(r.stdout, note...) {
+		t.Errorf("asked again, the transcript does not say what it is:\n%s", r.stdout)
+	}
+	if text := string(readFile(t, filepath.Join(runs, "chosen", rehearsalFile))); !contains(text, note...) {
+		t.Errorf("the run directory says %q", text)
+	}
+	invoke(t, args...).expect(t, exitUsage, filepath.Join(runs, "chosen")+" is of a rehearsal", "--fresh")
+	args[len(args)-1], small[len(args)-1] = "real", "real"
+	if r := invoke(t, args...); contains(r.stdout+r.stderr, "REHEARSAL") {
+		t.Errorf("a run is called a rehearsal:\n%s%s", r.stdout, r.stderr)
+	}
+	requireAbsent(t, filepath.Join(runs, "real", rehearsalFile))
+	invoke(t, small...).expect(t, exitUsage, filepath.Join(runs, "real")+" is of a run", "--fresh")
 }

@@ -76,10 +76,15 @@ func (m *Main) train(ctx, admit context.Context, t trainFlags) (err error) {
 		return err
 	}
 	if t.dryRun {
-		return m.dryRun(loaded)
+		return m.dryRun(loaded, t.config.rehearse)
 	}
 	if err := refuseMissing(loaded.Config); err != nil {
 		return err
+	}
+	if !t.fresh {
+		if err := keepApart(filepath.Join(loaded.RunsDir, loaded.Name), t.config.rehearse); err != nil {
+			return err
+		}
 	}
 	model, err := readFamily(loaded.Model.Path)
 	if err != nil {
@@ -105,6 +110,11 @@ func (m *Main) train(ctx, admit context.Context, t trainFlags) (err error) {
 	var undo closers
 	undo.add(run.Close)
 	defer func() { err = errors.Join(err, undo.close()) }()
+	if t.config.rehearse {
+		if err := m.markRehearsal(run.Dir(), loaded.Config); err != nil {
+			return err
+		}
+	}
 	loaded.Name = filepath.Base(run.Dir())
 	r := &running{m: m, config: loaded.Config, run: run, log: log, screen: screen, started: m.Now(), modelDigest: digest, undo: &undo}
 	result, err := r.execute(ctx, admit)

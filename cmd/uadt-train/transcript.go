@@ -53,8 +53,12 @@ func (m *Main) transcript(dir string) error {
 	if err != nil {
 		return err
 	}
+	note, err := rehearsed(dir)
+	if err != nil {
+		return err
+	}
 	out := &printer{w: m.Stdout}
-	out.printf("\n")
+	out.printf("\n%s", note)
 	evaluations(out, lines)
 	shaping(out, lines)
 	g, measured, err := gates(dir)
