@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -132,37 +133,41 @@ func newDoctor(c configs.Config) *doctor {
 
 // examine runs all checks, each within its time.
 func (d *doctor) examine(ctx context.Context) []finding {
-	findings := within(ctx, "model", filesPatience, d.checkModel)
+	findings := d.within(ctx, "model", filesPatience, (*doctor).checkModel)
 	for _, s := range d.c.Stages {
-		findings = append(findings, within(ctx, "data "+s.Name, filesPatience, d.checkRecords(s.Name, s.Data))...)
+		findings = append(findings, d.within(ctx, "data "+s.Name, filesPatience, checkRecords(s.Name, s.Data))...)
 	}
 	if d.c.Eval.Data != "" {
-		findings = append(findings, within(ctx, "data eval", filesPatience, d.checkRecords(evaluation, d.c.Eval.Data))...)
+		findings = append(findings, d.within(ctx, "data eval", filesPatience, checkRecords(evaluation, d.c.Eval.Data))...)
 	}
 	findings = append(findings, d.checkFleet(ctx)...)
 	if d.c.Bus.URL != "" {
 		findings = append(findings, checkBus(ctx, d.c))
 	}
-	findings = append(findings, within(ctx, "trainer", trainerPatience, d.checkTrainer)...)
-	findings = append(findings, within(ctx, "memory", filesPatience, d.checkMemory)...)
-	return append(findings, within(ctx, "disk", filesPatience, d.checkDisk)...)
+	findings = append(findings, d.within(ctx, "trainer", trainerPatience, (*doctor).checkTrainer)...)
+	findings = append(findings, d.within(ctx, "memory", filesPatience, (*doctor).checkMemory)...)
+	return append(findings, d.within(ctx, "disk", filesPatience, (*doctor).checkDisk)...)
 }
 
 // within runs one check, and fails it when it has not ended in time: a file
-// system that hangs cannot be cancelled. What such a check still does is lost
-// with the process.
-func within(ctx context.Context, name string, patience time.Duration, look func(context.Context) []finding) []finding {
+// system that hangs cannot be cancelled. The check works on a copy of d, which is
+// taken over when it has ended: what it still does later is lost.
+func (d *doctor) within(ctx context.Context, name string, patience time.Duration, look func(*doctor, context.Context) []finding) []finding {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	own := *d
+	own.rows = maps.Clone(d.rows)
 	done := make(chan []finding, 1)
-	go func() { done <- look(ctx) }()
+	go func() { done <- look(&own, ctx) }()
 	select {
 	case found := <-done:
+		*d = own
 		return found
 	case <-ctx.Done():
 	}
 	select { // it may have ended because of the deadline, and says more
 	case found := <-done:
+		*d = own
 		return found
 	case <-time.After(time.Second):
 		return []finding{check(name, "", fmt.Errorf("no end of the check within %s", patience))}

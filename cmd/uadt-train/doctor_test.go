@@ -199,21 +199,28 @@ func TestDoctorDoesNotWaitForAHungInterpreter(t *testing.T) {
 }
 
 func TestDoctorGivesUpOnAHungCheck(t *testing.T) {
-	release := make(chan struct{})
-	found := within(context.Background(), "disk", time.Millisecond, func(context.Context) []finding {
+	d := newDoctor(configs.Config{})
+	release, written := make(chan struct{}), make(chan struct{})
+	found := d.within(context.Background(), "disk", time.Millisecond, func(d *doctor, _ context.Context) []finding {
 		<-release // as a file system that is gone
+		d.model.tensors, d.rows["late"] = 1, rowFacts{looked: 1}
+		close(written)
 		return nil
 	})
 	close(release)
 	if len(found) != 1 || found[0].OK || !strings.Contains(found[0].Found, "within 1ms") {
 		t.Errorf("%+v", found)
 	}
-	found = within(context.Background(), "x", time.Millisecond, func(ctx context.Context) []finding {
+	if <-written; d.model.tensors != 0 || len(d.rows) != 0 {
+		t.Error("a check that was given up still tells the others what it found")
+	}
+	found = d.within(context.Background(), "x", time.Millisecond, func(d *doctor, ctx context.Context) []finding {
 		<-ctx.Done()
+		d.rows["x"] = rowFacts{looked: 1}
 		return []finding{check("x", "", errors.New("why it took long"))}
 	})
-	if len(found) != 1 || found[0].Found != "why it took long" {
-		t.Errorf("a check that ends at its deadline says %+v", found)
+	if len(found) != 1 || found[0].Found != "why it took long" || d.rows["x"].looked != 1 {
+		t.Errorf("a check that ends at its deadline says %+v, rows %v", found, d.rows)
 	}
 }
 

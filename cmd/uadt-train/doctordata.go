@@ -31,9 +31,9 @@ type rowFacts struct {
 const surveyed = 32
 
 // checkRecords reads every record, and turns some into tokens.
-func (d *doctor) checkRecords(key, path string) func(context.Context) []finding {
+func checkRecords(key, path string) func(*doctor, context.Context) []finding {
 	name := "data " + key
-	return func(ctx context.Context) []finding {
+	return func(d *doctor, ctx context.Context) []finding {
 		store, remove, err := scratchStore()
 		if err != nil {
 			return []finding{check(name, "", err)}
