@@ -94,7 +94,8 @@ def run(case: dict[str, Any], ranks: Ranks, folder: Path) -> None:
         shard, own = share(n, groups, ranks, TEXT_LAST if case.get("text_last") else PLAN)
         engine.load(shard)
         scores = engine.score(n, 1.0, (0,))
-        held = options(groups, **LOSS, **kl, temperature=1.0, banned=(0,))
+        chosen = {} if case.get("plain") else LOSS  # which tokens are chosen turns on the last bit of their scores
+        held = options(groups, **chosen, **kl, temperature=1.0, banned=(0,))
         if n == 1:
             engine.gradients(n, held, [values[q] for q in own])
             arrays |= {
