@@ -25,7 +25,7 @@ const examplesEach = 4
 
 // examples are the first wrong and the first right answers, in the order of the
 // records. Photographs may be of patients and a page travels easily: only images
-// of sets that are marked as phantoms are put into it.
+// that were written as phantoms are put into it.
 func (l *predictions) examples(ctx context.Context, store *blob.Store) ([]example, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -46,9 +46,8 @@ func (l *predictions) examples(ctx context.Context, store *blob.Store) ([]exampl
 			ID: q.question.ID, Question: q.question.Text, Gold: q.question.Gold,
 			Text: lines[0].Text, Strict: *lines[0].Strict, Tokens: lines[0].Tokens,
 		}
-		shown := phantom.Marked(filepath.Dir(q.dataset))
 		for _, image := range q.question.Images() {
-			if !shown {
+			if !phantom.Wrote(filepath.Dir(q.dataset), image.Digest) {
 				e.Withheld++
 				continue
 			}

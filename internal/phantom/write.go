@@ -36,11 +36,16 @@ type writer struct {
 // marker is the file that says what a directory of images holds.
 const marker = "PHANTOMS.txt"
 
-// Marked says whether dir was written by Write, so that its images show nobody.
-func Marked(dir string) bool {
-	_, err := os.Stat(filepath.Join(dir, marker))
-	return err == nil
+// Wrote says whether Write put the image with this SHA-256, in hex, into dir, so
+// that it shows nobody. Of images inside records it cannot know.
+func Wrote(dir, digest string) bool {
+	_, none := os.Stat(filepath.Join(dir, marker))
+	_, other := os.Stat(filepath.Join(dir, imageName(digest)))
+	return none == nil && other == nil
 }
+
+// imageName is the file of an image, in the folder of its set.
+func imageName(digest string) string { return filepath.Join("images", digest+".png") }
 
 // Write writes the sets that o asks for below dir: <split>.json, a file that says
 // what they are and, unless Inline is set, images/<sha256>.png. It fails if an image would appear in two
@@ -146,7 +151,7 @@ func (w *writer) image(split string, s Scene) (string, error) {
 	if w.options.Inline {
 		return base64.StdEncoding.EncodeToString(out.Bytes()), nil
 	}
-	name := filepath.Join("images", digest+".png")
+	name := imageName(digest)
 	return name, writeFile(filepath.Join(w.dir, name), out.Bytes())
 }
 
