@@ -339,3 +339,14 @@ func TestOptionsReportEverythingAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// TestOffendersOfIDsWithSlashes: a trace is of one group, even where the id of
+// another is the beginning of that group's.
+func TestOffendersOfIDsWithSlashes(t *testing.T) {
+	l := &layout{ids: []string{"a", "a/b"}}
+	answers := []answer{{Error: &failure{Groups: []string{"a/b"}, Traces: []string{"a/b/0"}}}, {Error: &failure{Groups: []string{"a"}, Traces: []string{"a/2"}}}, {}}
+	var bad *trainer.BadStepError
+	if err := l.offenders(&trainer.BadStepError{Step: 3}, answers); !errors.As(err, &bad) || !slices.Equal(bad.Traces, []string{"a/2", "a/b/0"}) {
+		t.Errorf("%+v, want each trace once, in the order of the groups", bad)
+	}
+}

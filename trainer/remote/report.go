@@ -134,13 +134,16 @@ func lossSums(r rankReport) (trainer.LossSums, error) {
 // batch; all groups when none is named.
 func (l *layout) offenders(bad *trainer.BadStepError, answers []answer) error {
 	named := map[string]bool{}
-	var traces []string
+	traces := map[string][]string{} // by group, whose id may have slashes
 	for _, a := range answers {
 		if a.Error != nil {
 			for _, id := range a.Error.Groups {
 				named[id] = true
 			}
-			traces = append(traces, a.Error.Traces...)
+			for _, trace := range a.Error.Traces {
+				group := trace[:max(0, strings.LastIndexByte(trace, '/'))]
+				traces[group] = append(traces[group], trace)
+			}
 		}
 	}
 	out := &trainer.BadStepError{Step: bad.Step, What: bad.What}
@@ -148,11 +151,7 @@ func (l *layout) offenders(bad *trainer.BadStepError, answers []answer) error {
 		if named[id] || len(named) == 0 {
 			out.Groups = append(out.Groups, id)
 		}
-		for _, trace := range traces {
-			if strings.HasPrefix(trace, id+"/") {
-				out.Traces = append(out.Traces, trace)
-			}
-		}
+		out.Traces = append(out.Traces, traces[id]...)
 	}
 	return out
 }
