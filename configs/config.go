@@ -33,8 +33,7 @@ type Config struct {
 // Model is the section model.
 type Model struct {
 	Path      string `key:"path" class:"identity" help:"Hugging Face directory of the policy to start from"`
-	MinPixels int    `key:"min_pixels" unit:"pixels" range:">= 784" help:"images smaller than this are enlarged"`
-	MaxPixels int    `key:"max_pixels" unit:"pixels" range:">= min_pixels" help:"images larger than this are shrunk; the one owner of the pixel budget, sent to servers and trainers"`
+	MaxPixels int    `key:"max_pixels" unit:"pixels" range:">= 3136" help:"images larger than this are shrunk; the one owner of the pixel budget, sent to servers and trainers"`
 }
 
 // Data is the section data.
@@ -137,6 +136,7 @@ type Trainer struct {
 	Backend     string        `key:"backend" range:"gorgonia or pytorch" help:"gorgonia trains in the process; pytorch drives processes on GPUs"`
 	Ranks       int           `key:"ranks" class:"placement" range:">= 1" help:"trainer processes of a full set; 1 for gorgonia"`
 	Launch      string        `key:"launch" class:"placement" range:"local or external" help:"whether uadt-train starts the PyTorch processes itself"`
+	Sharding    string        `key:"sharding" class:"placement" range:"auto, none or full" help:"whether locally launched ranks cut weights, gradients and optimizer state between them; auto: on GPUs"`
 	Python      string        `key:"python" class:"placement" help:"Python interpreter of locally launched ranks"`
 	TokenBudget int           `key:"token_budget" class:"placement" unit:"tokens" range:">= 1" help:"most tokens of one micro-batch, which bounds memory"`
 	Beta2       float64       `key:"beta2" range:"0 < b < 1" help:"second moment decay of AdamW; the first is 0.9"`

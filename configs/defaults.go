@@ -14,7 +14,7 @@ func Defaults() Config {
 	shaping, advantage, scoring := uadt.DefaultOptions(), uadt.DefaultAdvantageOptions(), reward.DefaultOptions()
 	return Config{
 		Name: "run", RunsDir: "runs",
-		Model: Model{MinPixels: 4 * 28 * 28, MaxPixels: 1280 * 28 * 28},
+		Model: Model{MaxPixels: 1280 * 28 * 28},
 		Data:  Data{Prompts: "ophthareason", MaxImages: 6, MaxBadShare: 0.01},
 		Rollout: Rollout{
 			Workers: 1, GroupSize: 8, QuestionsPerStep: 16, Temperature: 1, TopP: 1, MaxTokens: 2048,
@@ -36,7 +36,7 @@ func Defaults() Config {
 			Correction: "off", GradClip: 1,
 		},
 		Trainer: Trainer{
-			Backend: "gorgonia", Ranks: 1, Launch: "local", Python: "python3", TokenBudget: 16384,
+			Backend: "gorgonia", Ranks: 1, Launch: "local", Sharding: "auto", Python: "python3", TokenBudget: 16384,
 			Beta2: 0.999, MaxBadSteps: 3, Timeout: 10 * time.Minute,
 			Weights: "directory", LoRATargets: loraTargets(),
 		},

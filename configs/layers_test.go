@@ -216,7 +216,7 @@ func TestWhatMayChangeOnResume(t *testing.T) {
 	loose := []string{
 		"bus.credentials", "bus.listen", "bus.url", "checkpoint.every", "checkpoint.keep", "log.format", "log.level", "log.prometheus", "name",
 		"reward.judge_url", "reward.timeout", "rollout.concurrency", "rollout.servers", "rollout.timeout", "rollout.workers", "runs_dir",
-		"stages.*.steps", "trainer.launch", "trainer.python", "trainer.ranks", "trainer.timeout", "trainer.token_budget", "trainer.weights",
+		"stages.*.steps", "trainer.launch", "trainer.python", "trainer.ranks", "trainer.sharding", "trainer.timeout", "trainer.token_budget", "trainer.weights",
 	}
 	var got []string
 	values := goodValues(t)

@@ -172,7 +172,6 @@ func TestContradictions(t *testing.T) {
 		{[]string{"trainer.ranks=2"}, "trainer.ranks", "2, but gorgonia"},
 		{[]string{"stages.think.decay=cosine", "stages.think.warmup=61"}, "stages.0.warmup", "61 is more than the 60 updates"},
 		{[]string{"stages.think.frozen=vision,projector,language"}, "stages.0.frozen", "leaves nothing to train"},
-		{[]string{"model.min_pixels=2000000"}, "model.max_pixels", "less than model.min_pixels, 2000000"},
 		{[]string{"stages.think.data="}, "stages.0.data", "names no file"},
 		{[]string{"model.path="}, "model.path", "names no model directory"},
 	} {
@@ -195,7 +194,7 @@ func TestContradictions(t *testing.T) {
 // layer, and nothing else is.
 func TestEveryProblemIsReportedWhateverElseIsWrong(t *testing.T) {
 	bad := map[string]string{
-		"name": "a/b", "seed": "-1", "model.min_pixels": "1", "data.prompts": "pigeon", "data.max_bad_share": "2",
+		"name": "a/b", "seed": "-1", "model.max_pixels": "1", "data.prompts": "pigeon", "data.max_bad_share": "2",
 		"rollout.group_size": "1", "rollout.temperature": "0", "rollout.timeout": "-1s", "reward.multi": "pigeon", "reward.answer": "-1",
 		"uadt.rule": "c9", "uadt.floor": "0", "grpo.min_std": "0", "grpo.loss": "pigeon", "grpo.clip_low": "2", "trainer.beta2": "1",
 		"trainer.timeout": "0s", "eval.traces": "0", "checkpoint.keep": "0", "log.format": "pigeon", "stages.think.steps": "0", "stages.think.decay": "pigeon",

@@ -21,7 +21,7 @@ var ancestor = map[string]string{
 	"grpo.advantage": "grpo", "grpo.eps": "0.0001", "grpo.loss": "ppo", "grpo.clip_low": "0.2", "grpo.clip_high": "0.2", "grpo.dual_clip": "0",
 	"grpo.kl": "k3", "grpo.kl_coef": "0.04", "grpo.kl_in": "loss", "grpo.kl_clamp": "false", "grpo.aggregation": "seq_mean_token_mean",
 	"grpo.updates_per_rollout": "1", "grpo.correction": "off", "grpo.entropy_bonus": "0", "grpo.entropy_quantile": "0",
-	"uadt.rule": "none", "data.images_first": "true", "model.min_pixels": "3136", "model.max_pixels": "12845056", "trainer.ranks": "8",
+	"uadt.rule": "none", "data.images_first": "true", "model.max_pixels": "12845056", "trainer.ranks": "8",
 }
 
 // departures are the keys in which both recipes differ from the ancestor, and

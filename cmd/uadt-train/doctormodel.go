@@ -4,14 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/uadt-train/uadt-train/internal/checkpoint"
-	"github.com/uadt-train/uadt-train/internal/encode"
 	"github.com/uadt-train/uadt-train/internal/tokenizer"
-	"github.com/uadt-train/uadt-train/internal/vision"
 	"github.com/uadt-train/uadt-train/trainer"
 )
 
@@ -150,30 +146,9 @@ func (d *doctor) checkModel(context.Context) []finding {
 		if _, err := tokenizer.OpenTemplate(dir); err != nil {
 			return []finding{check("model", "", err)}
 		}
-		least, err := leastPixels(dir)
-		if err != nil {
-			return []finding{check("model", "", err)}
-		}
-		if least != d.c.Model.MinPixels { // servers are sent ours, the trainer goes by its own
-			return []finding{{Check: "model", Found: fmt.Sprintf("%s, model.min_pixels %d", found, d.c.Model.MinPixels),
-				Want: fmt.Sprintf("model.min_pixels %d, which its %s has", least, encode.PreprocessorFile)}}
-		}
 	}
 	d.model = facts
 	return []finding{check("model", found, nil)}
-}
-
-// leastPixels is what a model directory enlarges images to at least.
-func leastPixels(dir string) (int, error) {
-	data, err := os.ReadFile(filepath.Join(dir, encode.PreprocessorFile))
-	if err != nil {
-		return 0, err
-	}
-	config, err := vision.ParseConfig(data)
-	if err != nil {
-		return 0, fmt.Errorf("%s: %w", dir, err)
-	}
-	return config.MinPixels, nil
 }
 
 // count writes a number of parameters.

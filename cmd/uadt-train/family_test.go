@@ -63,13 +63,3 @@ func TestOtherArchitecturesAreRefused(t *testing.T) {
 	}
 	requireAbsent(t, runs)
 }
-
-func TestDoctorComparesTheLeastPixels(t *testing.T) {
-	l := lab(t)
-	recipe, _ := writeRecipe(t, l.rlOnly)
-	r := invoke(t, "doctor", "--config", recipe, "--set", "model.min_pixels=784")
-	r.expect(t, exitFailed, "model will not do")
-	if !contains(r.stdout, "model.min_pixels 784", "model.min_pixels 3136") {
-		t.Errorf("the doctor says\n%s", r.stdout)
-	}
-}

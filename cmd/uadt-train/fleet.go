@@ -64,7 +64,7 @@ const hangAfter = time.Minute
 func newWorker(s workerSetup, undo *closers) (*remote.Worker, error) {
 	fleet, err := vllm.NewFleet(vllm.Options{
 		Servers: s.servers, Images: s.images, Concurrency: s.config.Rollout.Concurrency,
-		MinPixels: s.config.Model.MinPixels, MaxPixels: s.config.Model.MaxPixels, HangAfter: hangAfter, Log: s.log,
+		MaxPixels: s.config.Model.MaxPixels, HangAfter: hangAfter, Log: s.log,
 	})
 	if err != nil {
 		return nil, err

@@ -40,7 +40,7 @@ func (r *running) openTrainer(ctx context.Context, a assembly) (trainer.Backend,
 	if r.config.Trainer.Launch == "local" {
 		launch := &remote.Launch{
 			Python: r.config.Trainer.Python, Bus: r.config.Bus.URL, Work: work, Logs: filepath.Join(r.run.Dir(), "logs"),
-			Credentials: r.config.Bus.Credentials,
+			Credentials: r.config.Bus.Credentials, Sharding: r.config.Trainer.Sharding,
 		}
 		if a.bus.server != nil {
 			launch.Bus = a.bus.server.URL()

@@ -27,9 +27,9 @@ type Options struct {
 	Key string
 	// Images gives image bytes; needed for questions with images only.
 	Images Images
-	// MinPixels and MaxPixels bound an image's pixels after resizing; they are
-	// sent with every request that has images. Default 0: the server's own.
-	MinPixels, MaxPixels int
+	// MaxPixels bounds an image's pixels after resizing; it is sent with every
+	// request that has images. Default 0: the server's own.
+	MaxPixels int
 
 	// Concurrency is the most jobs in flight on one server, default 16. Stock
 	// vLLM queues without bound and never refuses, so the bound is ours.
@@ -141,15 +141,12 @@ func (o Options) validate() error {
 			bad("%s is %s, want more than 0", name, d)
 		}
 	}
-	if o.Concurrency < 0 || o.DeadAfter < 0 || o.MaxBody < 0 || o.MinPixels < 0 || o.MaxPixels < 0 {
-		bad("concurrency %d, failed probes %d, body limit %d, min pixels %d and max pixels %d must not be negative",
-			o.Concurrency, o.DeadAfter, o.MaxBody, o.MinPixels, o.MaxPixels)
+	if o.Concurrency < 0 || o.DeadAfter < 0 || o.MaxBody < 0 || o.MaxPixels < 0 {
+		bad("concurrency %d, failed probes %d, body limit %d and max pixels %d must not be negative",
+			o.Concurrency, o.DeadAfter, o.MaxBody, o.MaxPixels)
 	}
 	if o.Quorum < 0 || o.Quorum > len(o.Servers) {
 		bad("quorum is %d, want 1 to %d, the number of servers", o.Quorum, len(o.Servers))
-	}
-	if o.MaxPixels > 0 && o.MinPixels > o.MaxPixels {
-		bad("min pixels %d exceed max pixels %d", o.MinPixels, o.MaxPixels)
 	}
 	return errors.Join(errs...)
 }

@@ -161,12 +161,12 @@ func FuzzParseMetrics(f *testing.F) {
 
 func TestOptionsRefused(t *testing.T) {
 	_, err := NewFleet(Options{
-		Servers: []string{"localhost:8000", "http://a", "http://a"}, Timeout: -time.Second, Concurrency: -1, Quorum: 4, MinPixels: 5, MaxPixels: 4,
+		Servers: []string{"localhost:8000", "http://a", "http://a"}, Timeout: -time.Second, Concurrency: -1, Quorum: 4, MaxPixels: -4,
 	})
 	if err == nil {
 		t.Fatal("nonsense was accepted")
 	}
-	for _, want := range []string{`"localhost:8000"`, "listed twice", "timeout is -1s", "concurrency -1", "quorum is 4", "exceed max pixels 4"} {
+	for _, want := range []string{`"localhost:8000"`, "listed twice", "timeout is -1s", "concurrency -1", "quorum is 4", "max pixels -4"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("error %q does not mention %q", err, want)
 		}

@@ -103,14 +103,8 @@ func buildBody(ctx context.Context, o Options, model string, job rollout.Job, re
 		images += n
 		r.Messages = append(r.Messages, message)
 	}
-	if images > 0 && (o.MinPixels > 0 || o.MaxPixels > 0) {
-		r.Processor = map[string]int{}
-		if o.MinPixels > 0 {
-			r.Processor["min_pixels"] = o.MinPixels
-		}
-		if o.MaxPixels > 0 {
-			r.Processor["max_pixels"] = o.MaxPixels
-		}
+	if images > 0 && o.MaxPixels > 0 {
+		r.Processor = map[string]int{"max_pixels": o.MaxPixels}
 	}
 	return json.Marshal(r)
 }

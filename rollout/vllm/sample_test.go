@@ -76,7 +76,7 @@ func (a album) Image(_ context.Context, digest string) ([]byte, string, error) {
 // sampled may be left to the server.
 func TestRequest(t *testing.T) {
 	f := newFake(t)
-	fleet := fleetOn(t, func(o *Options) { o.Images, o.MinPixels, o.MaxPixels = album{[]byte("png")}, 100, 4000 }, f)
+	fleet := fleetOn(t, func(o *Options) { o.Images, o.MaxPixels = album{[]byte("png")}, 4000 }, f)
 	policy := adoptVersion(t, fleet, 0)
 	job := jobOf("j1", policy)
 	job.Question.Messages[1].Parts = append(job.Question.Messages[1].Parts, rollout.Part{Image: &rollout.Image{Digest: "abc", MediaType: "image/png"}})
@@ -93,7 +93,7 @@ func TestRequest(t *testing.T) {
 		"logit_bias": map[string]any{"11": -100.0, "12": -100.0}, "logprobs": true, "top_logprobs": 5.0,
 		"return_token_ids": true, "skip_special_tokens": true, "add_generation_prompt": true, "stream": false,
 		"cache_salt": policy.String(), "request_id": "j1-0",
-		"mm_processor_kwargs": map[string]any{"min_pixels": 100.0, "max_pixels": 4000.0},
+		"mm_processor_kwargs": map[string]any{"max_pixels": 4000.0},
 		"messages": []any{
 			map[string]any{"role": "system", "content": "You are a \"professional\".\n"},
 			map[string]any{"role": "user", "content": []any{
