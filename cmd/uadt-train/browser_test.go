@@ -49,9 +49,11 @@ func TestBrowserReport(t *testing.T) {
 	b.picture("narrow")
 	checkQuiet(t, b, url)
 
-	// Answers in the wrong form, so that no two columns are alike.
+	// Answers of which no two columns count the same: strictly right 3 of 8, leniently 5, in form 4, right if in form 3 of 4.
 	lines := readPredictionLines(t, out)
-	for i, text := range []string{"<answer>" + answers[0].Gold + "</answer>", "no answer", "<answer>" + answers[2].Gold + "</answer>"} {
+	for i := range lines {
+		right := "<answer>" + answers[i].Gold + "</answer>"
+		text := []string{"no answer", "<think>look</think>" + right, "<think>look</think><answer>nothing</answer>" + right, "<think>look</think><answer>nothing</answer>"}[[]int{1, 1, 1, 2, 2, 3, 0, 0}[i]]
 		var p prediction
 		if err := json.Unmarshal([]byte(lines[i]), &p); err != nil {
 			t.Fatal(err)
