@@ -69,12 +69,16 @@ func streamChat(ctx context.Context, url string, body map[string]any, show func(
 
 func readEvents(stream io.Reader, show func(string)) ([]streamedToken, error) {
 	var tokens []streamedToken
+	answered := false
 	scanner := bufio.NewScanner(stream)
 	scanner.Buffer(nil, 16<<20)
 	for scanner.Scan() {
 		event, ok := strings.CutPrefix(scanner.Text(), "data: ")
 		if !ok {
 			continue
+		}
+		if event == "[DONE]" && !answered {
+			return nil, errors.New("the stream ended without an answer")
 		}
 		if event == "[DONE]" {
 			return tokens, nil
@@ -87,6 +91,7 @@ func readEvents(stream io.Reader, show func(string)) ([]streamedToken, error) {
 			return nil, errors.New(c.Error.Message)
 		}
 		for _, choice := range c.Choices {
+			answered = true
 			show(choice.Delta.Content)
 			if choice.Logprobs == nil {
 				continue

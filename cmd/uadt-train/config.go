@@ -3,6 +3,8 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -47,6 +49,9 @@ func (m *Main) configExplain() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				if asJSON {
+					return json.NewEncoder(m.Stdout).Encode(keysNamed(args[0]))
+				}
 				_, err = fmt.Fprint(m.Stdout, text)
 				return err
 			}
@@ -61,8 +66,16 @@ func (m *Main) configExplain() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print the list as JSON")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print a list of keys as JSON")
 	return cmd
+}
+
+// keysNamed lists the key called name, where stages.NAME.key is that of any stage.
+func keysNamed(name string) []configs.Key {
+	if parts := strings.SplitN(name, ".", 3); len(parts) == 3 {
+		name = "stages.*." + parts[2]
+	}
+	return slices.DeleteFunc(configs.Keys(), func(k configs.Key) bool { return k.Name != name })
 }
 
 func (m *Main) configDiff() *cobra.Command {

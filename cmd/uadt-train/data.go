@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -40,6 +41,9 @@ drawings, not patients; nothing about them is for clinical use.`,
 			}
 			if err := o.Validate(); err != nil {
 				return &usageError{err}
+			}
+			if o.Captions|o.SFT|o.Train|o.InDomain|o.OutOfDomain == 0 {
+				return usagef("data phantom: nothing to make, want --captions, --sft, --train, --in-domain or --out-of-domain")
 			}
 			written, err := phantom.Write(cmd.Context(), out, o)
 			if err != nil {
@@ -166,8 +170,8 @@ func (m *Main) dataIndex() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				fmt.Fprintf(m.Stdout, "%s: %d records, %d left out\n", file, set.Len(), len(set.Bad()))
-				if err := set.Close(); err != nil {
+				_, err = fmt.Fprintf(m.Stdout, "%s: %d records, %d left out\n", file, set.Len(), len(set.Bad()))
+				if err := errors.Join(err, set.Close()); err != nil {
 					return err
 				}
 			}

@@ -56,8 +56,16 @@ func (m *Main) dryRun(loaded configs.Loaded, rehearse bool) error {
 	return refuseMissing(loaded.Config)
 }
 
-// refuseMissing is an error when files that a recipe names are not there.
+// refuseMissing is an error when files that a recipe names are not there, or a
+// set of phantoms cannot be meant.
 func refuseMissing(c configs.Config) error {
+	for _, path := range dataPaths(c) {
+		if isPhantom(path) {
+			if _, _, err := parsePhantom(path); err != nil {
+				return err
+			}
+		}
+	}
 	missing := missingFiles(c)
 	if len(missing) == 0 {
 		return nil
@@ -77,20 +85,25 @@ func stagePlan(c configs.Config, s configs.Stage) string {
 // missingFiles lists the files and folders that a recipe names and that are not
 // there.
 func missingFiles(c configs.Config) []string {
-	paths := []string{c.Model.Path}
+	var missing []string
+	for _, path := range append([]string{c.Model.Path}, dataPaths(c)...) {
+		if absent(path) {
+			missing = append(missing, path)
+		}
+	}
+	return missing
+}
+
+// dataPaths lists what the data keys of a recipe name.
+func dataPaths(c configs.Config) []string {
+	var paths []string
 	for _, s := range c.Stages {
 		paths = append(paths, s.Data)
 	}
 	if c.Eval.Data != "" {
 		paths = append(paths, c.Eval.Data)
 	}
-	var missing []string
-	for _, path := range paths {
-		if absent(path) {
-			missing = append(missing, path)
-		}
-	}
-	return missing
+	return paths
 }
 
 func runState(dir string) string {

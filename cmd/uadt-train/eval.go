@@ -102,6 +102,12 @@ func (f evalFlags) check() (protocol, error) {
 	if f.samples > 1 && f.temperature == 0 {
 		errs = append(errs, fmt.Errorf("--samples %d with --temperature 0: greedy answers are all the same", f.samples))
 	}
+	if f.limit < 0 {
+		errs = append(errs, fmt.Errorf("--limit %d is negative", f.limit))
+	}
+	if f.maxTokens < 0 {
+		errs = append(errs, fmt.Errorf("--max-tokens %d is negative", f.maxTokens))
+	}
 	if len(errs) > 0 {
 		return p, usagef("eval: %w", errors.Join(errs...))
 	}

@@ -70,6 +70,12 @@ func (f inferFlags) check() error {
 	if f.prompts != "ophthareason" && f.prompts != "micro" {
 		errs = append(errs, fmt.Errorf("--prompts %s is neither ophthareason nor micro", f.prompts))
 	}
+	if f.temperature < 0 || f.temperature > 2 {
+		errs = append(errs, fmt.Errorf("--temperature %v is outside [0, 2]", f.temperature))
+	}
+	if f.maxTokens < 1 {
+		errs = append(errs, fmt.Errorf("--max-tokens %d is less than 1", f.maxTokens))
+	}
 	if len(errs) == 0 {
 		return nil
 	}

@@ -38,8 +38,13 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 stopped and resumable,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if t.config.file == "" {
+			switch {
+			case t.config.file == "" && cmd.Flags().NFlag() == 0:
 				return cmd.Help()
+			case t.config.file == "":
+				return usagef("--config names no recipe")
+			case cmd.Flags().Changed("seed") && t.seed < 0:
+				return usagef("--seed %d is negative", t.seed)
 			}
 			return m.train(cmd.Context(), w.admit, t)
 		},
@@ -47,7 +52,25 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 stopped and resumable,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	t.bind(root)
 	root.AddCommand(m.commands(w)...)
+	for _, cmd := range root.Commands() {
+		if cmd.HasSubCommands() {
+			refuseUnknown(cmd)
+		}
+	}
 	return root
+}
+
+// refuseUnknown makes group, which only holds commands, print its help when it
+// stands alone and refuse anything that it does not hold: cobra would print the
+// help and call that a success.
+func refuseUnknown(group *cobra.Command) {
+	group.Args = func(_ *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return usagef("unknown command %q; %s --help lists them", args[0], group.CommandPath())
+		}
+		return nil
+	}
+	group.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 }
 
 // configFlags are the flags of every command that reads a recipe.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -25,6 +26,9 @@ loopback by default and has no authentication.`,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if dir == "" {
 				return usagef("serve: --model names no directory")
+			}
+			if !slices.Contains([]string{"debug", "info", "warn", "error"}, level) {
+				return usagef("serve: --log-level %s is none of debug, info, warn, error", level)
 			}
 			log := m.logger(level, "text")
 			server, err := serve.New(serve.Options{Dir: dir, Name: name, MaxModelLen: maxLen, MaxImages: maxImages, Log: log})

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -82,7 +83,7 @@ func (m *Main) worker(ctx, soft context.Context, f workerFlags) (err error) {
 	undo.addVoid(conn.Close)
 	address, err := findBlobs(ctx, conn.Values(c.Name))
 	if err != nil {
-		return err
+		return fmt.Errorf("run %s: %w", c.Name, err)
 	}
 	pictures, err := openImages(address, &undo)
 	if err != nil {

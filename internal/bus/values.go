@@ -118,7 +118,7 @@ func (v *Values) Get(ctx context.Context, name string) (Value, error) {
 			return Value{Data: entry.Value(), Revision: entry.Revision()}, nil
 		}
 	}
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
+	if errors.Is(err, jetstream.ErrKeyNotFound) || errors.Is(err, jetstream.ErrBucketNotFound) { // no run was ever set up
 		return Value{}, fmt.Errorf("%w: %s", ErrNotFound, key)
 	}
 	return Value{}, fmt.Errorf("bus: reading %s: %w", key, v.conn.named(ctx, err))
