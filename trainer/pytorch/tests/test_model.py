@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import PAD, VISION_END, VISION_START
+from torch._dynamo.utils import counters
 from transformers import AutoModelForImageTextToText
 
+from uadt_trainer import layers
 from uadt_trainer.model import Pixels, Policy
 from uadt_trainer.packing import pack
 from uadt_trainer.types import Group, Trace
@@ -112,3 +115,37 @@ def test_a_row_takes_nothing_from_the_host(checkpoint: Path, monkeypatch: pytest
     again = policy.score(packed, pixels, 1.0, (PAD, 7))
     again.logprobs.sum().backward()
     assert torch.equal(first.logprobs, again.logprobs)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_layers_equal_plain_ones(
+    checkpoint: Path, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU compiles, through the same capture and the same backward graph, without its code generation."""
+    made, grids, pixels = groups(1)
+    plain = Policy.load(checkpoint, torch.device("cpu"), torch.float32, checkpointing)
+    plain.freeze([])
+    positions = [plain.prompt_positions(g.prompt, images) for g, images in zip(made, grids, strict=True)]
+    packed = pack(made, [(0, len(g.traces)) for g in made], plain.image_token, positions)
+
+    def run(policy: Policy) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        policy.model.zero_grad()
+        scores = policy.score(packed, pixels, 1.0, ())
+        coefficients = torch.linspace(-1, 1, scores.logprobs.numel())
+        (scores.logprobs * coefficients + 0.3 * scores.entropies).sum().backward()
+        return scores.logprobs.detach(), {n: p.grad.clone() for n, p in policy.model.named_parameters()}
+
+    logprobs, gradients = run(plain)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    layers._compiled.cache_clear()
+    torch._dynamo.reset()
+    counters.clear()
+    # The fall-back for attention on a CPU has a shape that depends on data; a GPU's kernel has not.
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        stack = layers.Stack(compiled=True, checkpointing=checkpointing)
+        compiled, found = run(Policy(plain.model, plain.device, stack))
+    layers._compiled.cache_clear()
+    assert counters["stats"]["unique_graphs"] >= 2  # of text layers and of vision blocks
+    torch.testing.assert_close(compiled, logprobs, atol=1e-5, rtol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5 * float(gradient.norm()), rtol=0, msg=name)
