@@ -213,12 +213,13 @@ func (f *Fleet) await(ctx context.Context, revision uint64, expected map[string]
 }
 
 // verdict collects how every server fared. Workers that joined meanwhile count
-// with what they have reported.
+// with what they have reported, those that fell silent as failed: the quorum is
+// of servers that will sample the policy.
 func (f *Fleet) verdict(policy rollout.Policy, revision uint64, expected map[string][]string, waited time.Duration) (rollout.Adopted, error) {
 	f.mu.Lock()
 	adopted := rollout.Adopted{Policy: policy}
 	for id, w := range f.workers {
-		if w.report.Revision >= revision {
+		if w.report.Revision >= revision && time.Since(w.heard) <= f.options.Silence {
 			delete(expected, id)
 			adopted.Servers = append(adopted.Servers, serverResults(w.report)...)
 			adopted.Seconds = max(adopted.Seconds, w.report.Adopted.Seconds)
@@ -248,12 +249,18 @@ func (f *Fleet) verdict(policy rollout.Policy, revision uint64, expected map[str
 	return adopted, nil
 }
 
-// serverResults lists the servers of one worker; an error of the whole worker
-// is that of each server it has no word of.
+// serverResults lists the servers of one worker. A worker whose own adoption
+// failed takes no jobs of the policy: none of its servers counts as adopted,
+// and those that did not fail themselves bear the worker's error.
 func serverResults(report reportMessage) []rollout.ServerAdopted {
 	results := slices.Clone(report.Adopted.Servers)
 	if report.Error == "" {
 		return results
+	}
+	for i := range results {
+		if results[i].Err == "" {
+			results[i].Err = fmt.Sprintf("worker %s: %s", report.Worker, report.Error)
+		}
 	}
 	for _, server := range report.Servers {
 		if !slices.ContainsFunc(results, func(s rollout.ServerAdopted) bool { return s.Server == server }) {

@@ -126,11 +126,12 @@ func TestDropsCrossTheBus(t *testing.T) {
 
 // The verdict on an offer lists every server of every worker once, in one order,
 // with a reason for each that failed, and is a quorum exactly when enough did
-// not; a worker that said nothing, or died, counts with all of its servers.
+// not; a worker that said nothing, died, fell silent or did not adopt the policy
+// itself, and so takes no jobs of it, counts as failed with all of its servers.
 func TestVerdictCountsEveryServerOnce(t *testing.T) {
 	policy := rollout.Policy{Incarnation: 1, Version: 3, Digest: "d"}
 	rapid.Check(t, func(t *rapid.T) {
-		f := &Fleet{options: FleetOptions{Quorum: rapid.IntRange(0, 6).Draw(t, "quorum")}, workers: map[string]*workerState{}}
+		f := &Fleet{options: FleetOptions{Quorum: rapid.IntRange(0, 6).Draw(t, "quorum"), Silence: time.Hour}, workers: map[string]*workerState{}}
 		const revision = 7
 		expected := map[string][]string{}
 		var all []string
@@ -142,23 +143,25 @@ func TestVerdictCountsEveryServerOnce(t *testing.T) {
 				report.Servers = append(report.Servers, fmt.Sprintf("%s-s%d", id, s))
 			}
 			all = append(all, report.Servers...)
-			kind := rapid.SampledFrom([]string{"adopted", "some failed", "failed", "stale", "gone", "joined"}).Draw(t, "kind")
+			kind := rapid.SampledFrom([]string{"adopted", "some failed", "failed", "refused", "silent", "stale", "gone", "joined"}).Draw(t, "kind")
 			for i, server := range report.Servers {
 				one := rollout.ServerAdopted{Server: server}
-				if kind == "some failed" && i == 0 {
+				if (kind == "some failed" || kind == "refused") && i == 0 {
 					one.Err = "no such file"
 				}
 				if kind == "failed" {
 					continue // nothing is known of any server
 				}
 				report.Adopted.Servers = append(report.Adopted.Servers, one)
-				if one.Err == "" && kind != "stale" && kind != "gone" {
+				if one.Err == "" && (kind == "adopted" || kind == "some failed" || kind == "joined") {
 					good++
 				}
 			}
 			switch kind {
 			case "failed":
 				report.Error = "the fleet is closed"
+			case "refused":
+				report.Error = "too few servers adopted the policy"
 			case "stale":
 				report.Revision = revision - 1
 			}
@@ -166,7 +169,10 @@ func TestVerdictCountsEveryServerOnce(t *testing.T) {
 				expected[id] = report.Servers
 			}
 			if kind != "gone" {
-				f.workers[id] = &workerState{report: report}
+				f.workers[id] = &workerState{report: report, heard: time.Now()}
+			}
+			if kind == "silent" {
+				f.workers[id].heard = time.Now().Add(-2 * f.options.Silence)
 			}
 		}
 		adopted, err := f.verdict(policy, revision, expected, time.Second)

@@ -125,6 +125,27 @@ func TestAdoptVerdict(t *testing.T) {
 	}
 }
 
+// A worker that misses the quorum of its own fleet takes no jobs: its server that
+// is well counts as failed too, or a run would go on with nobody to sample.
+func TestAdoptCountsServersThatWillSample(t *testing.T) {
+	noLeaks(t)
+	r := newRing(t)
+	short := rollouttest.NewScripted(rollouttest.Script{Servers: []string{"a", "b"}}) // wants both
+	r.workWith(remote.WorkerOptions{ID: "w1", Fleet: short, Servers: []string{"a", "b"}})
+	r.work("w2", scripted("c"), "c")
+	r.atWork(2)
+	short.FailAdopt("b", 1)
+	adopted, err := r.fleet.Adopt(patient(t), offer(1, 0)) // only c samples: 1 of 3
+	var quorum *rollout.QuorumError
+	if !errors.As(err, &quorum) || quorum.Need != 2 {
+		t.Fatalf("%+v, %v", adopted, err)
+	}
+	if a := adopted.Servers[0]; a.Server != "a" || !strings.Contains(a.Err, "worker w1: ") {
+		t.Fatalf("%+v", adopted.Servers)
+	}
+	adopt(t, r.fleet, 1, 0) // the same offer again: now all
+}
+
 func TestAdoptCountsTheSilentAsFailed(t *testing.T) {
 	noLeaks(t)
 	r := newRing(t)
