@@ -60,7 +60,7 @@ type Stage struct {
 
 // Rollout is the section rollout.
 type Rollout struct {
-	Servers          []string      `key:"servers" class:"placement" help:"base URLs of vLLM servers; empty starts the native engine in the process, on loopback"`
+	Servers          []string      `key:"servers" class:"placement" help:"base URLs of vLLM servers, such as http://host:8000, without a path, each once; empty starts the native engine in the process, on loopback"`
 	Workers          int           `key:"workers" class:"placement" range:">= 0" help:"rollout workers started in the process; 0 expects 'uadt-train worker' elsewhere"`
 	GroupSize        int           `key:"group_size" unit:"traces" range:"2 to 1024" help:"G, traces sampled of each question"`
 	QuestionsPerStep int           `key:"questions_per_step" unit:"questions" range:">= 1" help:"Q, groups of a rollout batch"`
@@ -82,7 +82,7 @@ type Reward struct {
 	Answer     float64          `key:"answer" range:"0 to 100" help:"weight of the answer part"`
 	Multi      reward.MultiMode `key:"multi" range:"exact or f1" help:"what a multiple-choice answer is worth"`
 	Open       reward.OpenMode  `key:"open" range:"match, f1 or judge" help:"what an open answer is worth"`
-	JudgeURL   string           `key:"judge_url" class:"placement" help:"OpenAI-compatible endpoint that judges open answers"`
+	JudgeURL   string           `key:"judge_url" class:"placement" help:"base URL of the OpenAI-compatible endpoint that judges open answers, such as http://host:8000/v1"`
 	JudgeModel string           `key:"judge_model" help:"model name sent to the judge"`
 	Timeout    time.Duration    `key:"timeout" class:"placement" range:"> 0" help:"longest time for scoring one trace"`
 }
@@ -150,7 +150,7 @@ type Trainer struct {
 
 // Bus is the section bus.
 type Bus struct {
-	URL         string `key:"url" class:"placement" help:"NATS server; empty runs one with JetStream in the process"`
+	URL         string `key:"url" class:"placement" help:"NATS server, such as nats://host:4222, or several with commas; empty runs one with JetStream in the process"`
 	Listen      string `key:"listen" class:"placement" help:"address on which the embedded server takes other processes; empty takes none"`
 	Credentials string `key:"credentials" class:"placement" help:"file with the nkey seed to connect with"`
 }

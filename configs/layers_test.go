@@ -298,9 +298,12 @@ func TestSetAndVariables(t *testing.T) {
 	if c.Eval.Data != "" || c.Rollout.Servers != nil || c.Stages[0].Name != "other" || c.Stages[0].Steps != 7 {
 		t.Errorf("--set that empties or renames: %q, %q, %+v", c.Eval.Data, c.Rollout.Servers, c.Stages[0])
 	}
-	c = load(t, strings.Replace(minimal, "name: test", "name: 0123", 1)+"eval: {data: 1e3}\nrollout: {servers: [0x10, 2024-01-01]}\ntrainer: {python: }\n")
-	if c.Name != "0123" || c.Eval.Data != "1e3" || !slices.Equal(c.Rollout.Servers, []string{"0x10", "2024-01-01"}) || c.Trainer.Python != "python3" {
-		t.Errorf("texts of a file that look like numbers: %q, %q, %q, %q", c.Name, c.Eval.Data, c.Rollout.Servers, c.Trainer.Python)
+	c = load(t, strings.Replace(minimal, "name: test", "name: 0123", 1)+"eval: {data: 1e3}\ntrainer: {python: }\n")
+	if c.Name != "0123" || c.Eval.Data != "1e3" || c.Trainer.Python != "python3" {
+		t.Errorf("texts of a file that look like numbers: %q, %q, %q", c.Name, c.Eval.Data, c.Trainer.Python)
+	}
+	if _, err := Load(Request{File: write(t, minimal+"rollout: {servers: [0x10, 2024-01-01]}\n")}); err == nil || !strings.Contains(err.Error(), `servers: "0x10" `) || !strings.Contains(err.Error(), `servers: "2024-01-01" `) {
+		t.Errorf("a list of texts that look like numbers: %v", err)
 	}
 	c = load(t, minimal+"eval: {questions: }\n    \n")
 	if c.Eval.Questions != 128 || c.Origins["eval.questions"] != "default" {

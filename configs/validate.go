@@ -39,6 +39,13 @@ func (c *check) between(key string, value, low, high float64) {
 	c.require(!math.IsNaN(value) && value >= low && value <= high, key, "%v is outside [%v, %v]", value, low, high)
 }
 
+// each adds every error that err joins.
+func (c *check) each(key string, err error) {
+	for _, one := range flatten(err) {
+		c.require(false, key, "%v", one)
+	}
+}
+
 func (c *check) atLeast(key string, value, least int) {
 	c.require(value >= least, key, "%d is less than %d", value, least)
 }
@@ -94,6 +101,7 @@ func (c Config) validateStages(found *check) {
 
 func (c Config) validateRollout(found *check) {
 	r := c.Rollout
+	found.each("rollout.servers", CheckServers(r.Servers))
 	found.atLeast("rollout.workers", r.Workers, 0)
 	found.require(r.GroupSize >= 2 && r.GroupSize <= 1024, "rollout.group_size", "%d is outside [2, 1024]: one trace has no group to compare with", r.GroupSize)
 	found.atLeast("rollout.questions_per_step", r.QuestionsPerStep, 1)
@@ -119,6 +127,9 @@ func (c Config) validateReward(found *check) {
 	found.oneOf("reward.multi", string(r.Multi), string(reward.MultiExact), string(reward.MultiF1))
 	found.oneOf("reward.open", string(r.Open), string(reward.OpenMatch), string(reward.OpenF1), string(reward.OpenJudge))
 	found.require(r.Open != reward.OpenJudge || r.JudgeURL != "", "reward.judge_url", "is empty, but reward.open is judge")
+	if r.JudgeURL != "" {
+		found.each("reward.judge_url", checkJudge(r.JudgeURL))
+	}
 	found.require(r.Timeout > 0, "reward.timeout", "%s is not more than 0", r.Timeout)
 }
 
@@ -178,6 +189,9 @@ func (c Config) validateRest(found *check) {
 		found.require(len(c.Rollout.Servers) > 0, "rollout.servers", "is empty, but trainer.weights is nccl: the server that is started here takes no broadcasts")
 	}
 	c.validateLoRA(found)
+	if c.Bus.URL != "" {
+		found.each("bus.url", CheckBus(c.Bus.URL))
+	}
 	found.atLeast("eval.every", c.Eval.Every, 0)
 	found.atLeast("eval.questions", c.Eval.Questions, 0)
 	found.atLeast("eval.traces", c.Eval.Traces, 1)

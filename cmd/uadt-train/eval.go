@@ -90,6 +90,9 @@ func (f evalFlags) check() (protocol, error) {
 	if f.model == "" && len(f.servers) == 0 {
 		errs = append(errs, errors.New("needs --model or --servers"))
 	}
+	if err := configs.CheckServers(f.servers); err != nil {
+		errs = append(errs, fmt.Errorf("--servers: %w", err))
+	}
 	if len(f.data) == 0 {
 		errs = append(errs, errors.New("needs --data"))
 	}

@@ -59,6 +59,11 @@ func (f inferFlags) check() error {
 	if f.model == "" && f.server == "" {
 		errs = append(errs, errors.New("needs --model or --servers"))
 	}
+	if f.server != "" {
+		if err := configs.CheckServers([]string{f.server}); err != nil {
+			errs = append(errs, fmt.Errorf("--servers: %w", err))
+		}
+	}
 	if f.question == "" {
 		errs = append(errs, errors.New("needs --question"))
 	}

@@ -129,6 +129,11 @@ func TestCommandLinesThatCannotBeMeant(t *testing.T) {
 		{[]string{"serve", "--model", model, "--log-level", "shout"}, []string{"--log-level shout"}},
 		{[]string{"worker", "--bus", "nats://a", "--servers", "http://a", "--set", "a=b"}, []string{"--set needs --config"}},
 		{[]string{"worker", "--servers", "http://a"}, []string{"needs a bus"}},
+		{[]string{"worker", "--bus", "nats://a", "--servers", "a:8000"}, []string{`worker: --servers: "a:8000" is no address`}},
+		{[]string{"worker", "--bus", "http://a", "--servers", "http://a"}, []string{`worker: --bus: "http://a" is no address`}},
+		{[]string{"eval", "--servers", "http://a,http://a", "--data", data, "--out", out}, []string{"--servers:", "listed before"}},
+		{[]string{"infer", "--servers", "http://a/v1", "--question", "q"}, []string{"--servers:", "has the path /v1"}},
+		{[]string{"--config", recipe, "--dry-run", "--set", "rollout.servers=[localhost:8000]"}, []string{`--set: rollout.servers: "localhost:8000" is no address`}},
 	} {
 		t.Run(strings.Join(c.args, " "), func(t *testing.T) {
 			r := invoke(t, c.args...)

@@ -49,7 +49,13 @@ func (f workerFlags) resolve(m *Main) (configs.Config, error) {
 	} else if len(f.config.set) > 0 {
 		return c, usagef("worker: --set needs --config")
 	}
+	if err := configs.CheckServers(f.servers); err != nil {
+		return c, usagef("worker: --servers: %w", err)
+	}
 	if f.url != "" {
+		if err := configs.CheckBus(f.url); err != nil {
+			return c, usagef("worker: --bus: %w", err)
+		}
 		c.Bus.URL = f.url
 	}
 	if f.run != "" {
