@@ -41,8 +41,8 @@ func startBrowser(t *testing.T) *browser {
 	if path == "" {
 		t.Fatal("UADT_BROWSER names no Chromium; scripts/test-browser.sh finds one")
 	}
-	theirIn, ourOut := pipe(t)
-	ourIn, theirOut := pipe(t)
+	theirIn, ourOut := browserPipe(t)
+	ourIn, theirOut := browserPipe(t)
 	// Without a sandbox: it runs as root in CI, and the page is our own.
 	cmd := exec.Command(path, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
 		"--disable-background-networking", "--remote-debugging-pipe", "--user-data-dir="+t.TempDir(), "about:blank")
@@ -78,7 +78,7 @@ func (b *browser) close(cmd *exec.Cmd) {
 	}
 }
 
-func pipe(t *testing.T) (read, write *os.File) {
+func browserPipe(t *testing.T) (read, write *os.File) {
 	t.Helper()
 	read, write, err := os.Pipe()
 	if err != nil {

@@ -9,9 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 5 + 2
-KILLS = (1, 2)  # after how many steps of each attempt
+STEPS = 7
+SFT_STEPS = 5
+KILLS = ("sft 2", "rl 1")  # the rank is killed when this step of this stage has been made
 
 
 def start(runs: Path, name: str, **more: object) -> subprocess.Popen[str]:
@@ -20,8 +24,11 @@ def start(runs: Path, name: str, **more: object) -> subprocess.Popen[str]:
         "trainer.backend": "pytorch",
         "trainer.python": sys.executable,
         "bus.listen": "127.0.0.1:0",
-        "stages.sft.steps": 5,
-        "stages.rl.steps": 2,
+        "stages.sft.steps": SFT_STEPS,
+        "stages.rl.steps": STEPS - SFT_STEPS,
+        # After so few steps all traces of a group are worth the same: the entropy bonus is what moves the policy.
+        "stages.rl.learning_rate": "1e-3",
+        "grpo.entropy_bonus": 0.01,
         "rollout.questions_per_step": 4,
         "eval.questions": 4,
         "checkpoint.every": 2,
@@ -39,16 +46,15 @@ def rank(runs: Path, name: str) -> int:
     return int(re.findall(r"rank 0 of 1, process (\d+)", log)[-1])
 
 
-def follow(process: subprocess.Popen[str], runs: Path, name: str, kill_after: int | None) -> tuple[int, str]:
-    """Read the log to its end, killing the rank after some steps; return exit status and text."""
-    lines, steps = [], 0
+def follow(process: subprocess.Popen[str], runs: Path, name: str, kill_after: str) -> tuple[int, str]:
+    """Read the log to its end, killing the rank once that step is made; return exit status and text."""
+    lines = []
     assert process.stderr is not None
     for line in process.stderr:
         lines.append(line)
-        if " msg=step " in line:
-            steps += 1
-            if steps == kill_after:
-                os.kill(rank(runs, name), signal.SIGKILL)
+        found = re.search(r" msg=step stage=(\w+) step=(\d+) ", line)
+        if found and f"{found[1]} {found[2]}" == kill_after:
+            os.kill(rank(runs, name), signal.SIGKILL)
     return process.wait(60), "".join(lines)
 
 
@@ -61,13 +67,17 @@ def ended(text: str) -> str:
 
 
 def test_kills_change_nothing(tmp_path: Path) -> None:
-    status, text = follow(start(tmp_path, "whole"), tmp_path, "whole", None)
+    status, text = follow(start(tmp_path, "whole"), tmp_path, "whole", "")
     assert status == 0, text[-3000:]
     want = ended(text)
+    sft, rl = (
+        load_file(tmp_path / f"whole/checkpoints/step-{n:06d}/policy/model.safetensors") for n in (SFT_STEPS, STEPS)
+    )
+    assert any(not torch.equal(rl[name], sft[name]) for name in sft), "RL moved nothing: a kill in it proves nothing"
     for after in KILLS:
         status, text = follow(start(tmp_path, "killed"), tmp_path, "killed", after)
         assert status != 0
         assert "is lost: its process ended: signal: killed" in text, text[-3000:]
-    status, text = follow(start(tmp_path, "killed"), tmp_path, "killed", None)
+    status, text = follow(start(tmp_path, "killed"), tmp_path, "killed", "")
     assert status == 0, text[-3000:]
     assert ended(text) == want
