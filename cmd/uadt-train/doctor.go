@@ -50,8 +50,9 @@ func (m *Main) doctorCommand() *cobra.Command {
 		Use: "doctor --config FILE", Short: "check model, data, fleet, bus, trainer, memory and disk before a run", Args: cobra.NoArgs,
 		Long: `doctor looks at everything that a recipe names and says, a line each, what it
 found and, where a run could not work with that, what it wants. It samples
-nothing, trains nothing and changes nothing but index files beside the data.
-Memory is estimated from the checkpoint and the recipe.
+nothing, trains nothing and changes nothing. Memory is estimated from the
+checkpoint and the recipe; files of records that take minutes to read want data
+index first.
 
 Exit codes: 0 all is well, 1 something will not do, 2 the recipe is invalid,
 4 nothing is wrong but that a server or bus did not answer.`,

@@ -51,7 +51,9 @@ func checkRecords(key, path string) func(*doctor, context.Context) []finding {
 			}
 			made = path + ": made when the run starts; of a sample, "
 		}
-		set, err := dataset.Open(ctx, store, setOptions(file, d.c.Data))
+		options := setOptions(file, d.c.Data)
+		options.NoIndexFile = true
+		set, err := dataset.Open(ctx, store, options)
 		if err != nil {
 			return []finding{check(name, "", err)}
 		}

@@ -35,7 +35,9 @@ against the records of a file, and lists the reason code of every answer.`,
 				return err
 			}
 			defer remove() //nolint:errcheck // a temporary folder
-			questions, err := readQuestions(cmd.Context(), store, setOptions(data, configs.Defaults().Data), 0)
+			options := setOptions(data, configs.Defaults().Data)
+			options.NoIndexFile = true
+			questions, err := readQuestions(cmd.Context(), store, options, 0)
 			if err != nil {
 				return err
 			}

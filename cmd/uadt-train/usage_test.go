@@ -151,17 +151,31 @@ func TestCommandLinesThatCannotBeMeant(t *testing.T) {
 // Commands that only look leave what they look at as it was.
 func TestLookingChangesNothing(t *testing.T) {
 	l := lab(t)
-	recipe, runs := writeRecipe(t, l.rlOnly)
-	data, model := l.path("data", "train.json"), l.path("model")
+	fresh := filepath.Join(t.TempDir(), "data") // no other test's index is beside these
+	if err := os.CopyFS(fresh, os.DirFS(l.path("data"))); err != nil {
+		t.Fatal(err)
+	}
+	indices, err := filepath.Glob(filepath.Join(fresh, "*.index"))
+	for _, index := range indices {
+		err = errors.Join(err, os.Remove(index))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	recipe, runs := writeRecipe(t, func(runs string) string {
+		return strings.ReplaceAll(l.rlOnly(runs), l.path("data"), fresh) + "eval: {data: " + filepath.Join(fresh, "in_domain.json") + "}\n"
+	})
+	answers := writeFile(t, filepath.Join(t.TempDir(), "predictions.jsonl"), []byte(`{"id": "train-0", "text": "<think>x</think><answer>A</answer>"}`+"\n"))
+	data, model := filepath.Join(fresh, "train.json"), l.path("model")
 	for _, args := range [][]string{
-		{"model", "inspect", model}, {"model", "compare", model, model}, {"data", "check", data, l.path("data", "sft.json")},
+		{"model", "inspect", model}, {"model", "compare", model, model}, {"data", "check", data, filepath.Join(fresh, "sft.json")},
 		{"config", "show", "--config", recipe}, {"config", "explain", "uadt.rule"}, {"config", "diff", recipe, recipe},
-		{"--config", recipe, "--dry-run"}, // doctor and reward check leave an index beside the records
+		{"--config", recipe, "--dry-run"}, {"doctor", "--config", recipe}, {"reward", "check", "--data", data, "--predictions", answers},
 	} {
-		beforeModel, beforeData, beforeHere := tree(t, model), tree(t, l.path("data")), tree(t, filepath.Dir(recipe))
+		beforeModel, beforeData, beforeHere := tree(t, model), tree(t, fresh), tree(t, filepath.Dir(recipe))
 		invoke(t, args...).expect(t, exitDone)
 		requireUntouched(t, model, beforeModel)
-		requireUntouched(t, l.path("data"), beforeData)
+		requireUntouched(t, fresh, beforeData)
 		requireUntouched(t, filepath.Dir(recipe), beforeHere)
 	}
 	requireAbsent(t, runs)
