@@ -125,9 +125,16 @@ func (m *Main) eval(ctx context.Context, f evalFlags) (err error) {
 	if err != nil {
 		return err
 	}
+	images := filepath.Join(f.out, "blobs")
+	missing, begun := missingFolders(images), false
+	defer func() {
+		if !begun { // refused: leave nothing behind
+			err = errors.Join(err, removeFolders(missing))
+		}
+	}()
 	var undo closers
 	defer func() { err = errors.Join(err, undo.close()) }()
-	store, err := blob.Open(filepath.Join(f.out, "blobs"))
+	store, err := blob.Open(images)
 	if err != nil {
 		return err
 	}
@@ -157,6 +164,7 @@ func (m *Main) eval(ctx context.Context, f evalFlags) (err error) {
 		return err
 	}
 	undo.add(log.close)
+	begun = true
 	if err := m.askAll(ctx, a, f, p, log); err != nil {
 		return err
 	}

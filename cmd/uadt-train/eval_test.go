@@ -144,6 +144,48 @@ func TestEvalSaysWhatIsWrongWithItsFlags(t *testing.T) {
 	invoke(t, "eval", "--model", "m", "--data", "d", "--samples", "2").expect(t, exitUsage, "greedy answers are all the same")
 }
 
+// An evaluation that is refused before it asks anything leaves nothing behind,
+// and nothing of others is taken away.
+func TestARefusedEvalLeavesNothing(t *testing.T) {
+	l := lab(t)
+	data, model := l.path("data", "in_domain.json"), l.path("model")
+	broken := writeFile(t, filepath.Join(t.TempDir(), "broken.json"), []byte("[{}, {}]"))
+	for _, c := range []struct {
+		name string
+		args []string
+		code int
+	}{
+		{"no such data", []string{"--model", model, "--data", "/gone.json"}, exitFailed},
+		{"bad data", []string{"--model", model, "--data", broken}, exitFailed},
+		{"no such model", []string{"--model", "/gone", "--data", data}, exitFailed},
+		{"no such training data", []string{"--model", model, "--data", data, "--train", "/gone.json"}, exitFailed},
+		{"one file twice", []string{"--model", model, "--data", data, "--data", data}, exitFailed},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			root := t.TempDir()
+			args := append([]string{"eval", "--out"}, filepath.Join(root, "some", "where"))
+			invoke(t, append(args, c.args...)...).expect(t, c.code)
+			requireAbsent(t, filepath.Join(root, "some"))
+			// A folder that was there stays, with what is in it.
+			writeFile(t, filepath.Join(root, "some", "mine.txt"), []byte("mine"))
+			before := tree(t, filepath.Join(root, "some", "mine.txt"))
+			invoke(t, append(args, c.args...)...).expect(t, c.code)
+			requireUntouched(t, filepath.Join(root, "some", "mine.txt"), before)
+			requireAbsent(t, filepath.Join(root, "some", "where"))
+		})
+	}
+}
+
+// A folder of an evaluation keeps what it has when another one is refused.
+func TestARefusedEvalKeepsAnEarlierOne(t *testing.T) {
+	l := lab(t)
+	out := filepath.Join(t.TempDir(), "eval")
+	invoke(t, evalArgs(t, l, out, "--limit", "2")...).expect(t, exitDone)
+	before := tree(t, out)
+	invoke(t, "eval", "--model", "/gone", "--data", l.path("data", "in_domain.json"), "--limit", "2", "--out", out).expect(t, exitFailed)
+	requireUntouched(t, out, before)
+}
+
 // TestPhotographsAreNotEmbedded: the page carries images of sets that are marked
 // as phantoms, and of no other.
 func TestPhotographsAreNotEmbedded(t *testing.T) {
