@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -23,10 +22,19 @@ type asker struct {
 	limit  int // questions at a time
 }
 
-// newAsker reaches servers with the weights that they hold.
-func newAsker(ctx context.Context, servers []string, pictures vllm.Images, scorer reward.Scorer, log *slog.Logger) (*asker, error) {
+// newAsker reaches servers with the weights that they hold. They must answer at
+// once, or, where o has a StartTimeout, by its end.
+func newAsker(ctx context.Context, o vllm.Options, scorer reward.Scorer) (*asker, error) {
 	const concurrency = 64
-	fleet, err := vllm.NewFleet(vllm.Options{Servers: servers, Images: pictures, Concurrency: concurrency, Quorum: len(servers), Log: log, StartTimeout: 2 * time.Minute})
+	servers := o.Servers
+	if o.StartTimeout == 0 {
+		if err := probeServers(ctx, servers); err != nil {
+			return nil, &unreachableError{"the servers", err}
+		}
+		o.StartTimeout = serverPatience
+	}
+	o.Concurrency, o.Quorum = concurrency, len(servers)
+	fleet, err := vllm.NewFleet(o)
 	if err != nil {
 		return nil, err
 	}
@@ -128,7 +136,7 @@ func (r *running) measureBase(ctx context.Context, o coordinator.Options) (err e
 	if err != nil {
 		return err
 	}
-	a, err := newAsker(ctx, []string{url}, r.images, o.Parts.Scorer, quiet(r.log))
+	a, err := newAsker(ctx, vllm.Options{Servers: []string{url}, Images: r.images, Log: quiet(r.log)}, o.Parts.Scorer)
 	if err != nil {
 		return err
 	}

@@ -18,12 +18,14 @@ import (
 	"github.com/uadt-train/uadt-train/internal/serve"
 	"github.com/uadt-train/uadt-train/reward"
 	"github.com/uadt-train/uadt-train/rollout"
+	"github.com/uadt-train/uadt-train/rollout/vllm"
 )
 
 // evalFlags are those of the eval command.
 type evalFlags struct {
 	model         string
 	servers       []string
+	wait          time.Duration // for servers that start; 0 is not at all
 	data          []string
 	train         []string
 	out           string
@@ -67,6 +69,7 @@ OphthaReason publish no scoring: ours is stated in the report.`,
 	v := cmd.Flags()
 	v.StringVar(&f.model, "model", "", "Hugging Face directory, run by the native engine")
 	v.StringSliceVar(&f.servers, "servers", nil, "base URLs of servers, in place of --model")
+	v.DurationVar(&f.wait, "wait", 0, "wait this long for --servers that still start (default not at all: they must answer at once)")
 	v.StringSliceVar(&f.data, "data", nil, "files of records; may be given again")
 	v.StringSliceVar(&f.train, "train", nil, "files that the model was trained on: say how many images they share with the evaluation")
 	v.StringVar(&f.out, "out", "eval", "directory of the results")
@@ -92,6 +95,9 @@ func (f evalFlags) check() (protocol, error) {
 	}
 	if err := configs.CheckServers(f.servers); err != nil {
 		errs = append(errs, fmt.Errorf("--servers: %w", err))
+	}
+	if f.wait < 0 || f.wait > 0 && len(f.servers) == 0 {
+		errs = append(errs, fmt.Errorf("--wait %s: want a time that is not negative, and --servers to wait for", f.wait))
 	}
 	if len(f.data) == 0 {
 		errs = append(errs, errors.New("needs --data"))
@@ -154,7 +160,7 @@ func (m *Main) eval(ctx context.Context, f evalFlags) (err error) {
 	if err != nil {
 		return err
 	}
-	a, err := newAsker(ctx, servers, storeImages{store}, scorer, m.logger("warn", "text"))
+	a, err := newAsker(ctx, vllm.Options{Servers: servers, Images: storeImages{store}, Log: m.logger("warn", "text"), StartTimeout: f.wait}, scorer)
 	if err != nil {
 		return err
 	}

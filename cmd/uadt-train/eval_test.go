@@ -3,10 +3,15 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+
+	"github.com/uadt-train/uadt-train/internal/serve"
 )
 
 // evalArgs evaluates the shared trained policy into out.
@@ -160,6 +165,7 @@ func TestARefusedEvalLeavesNothing(t *testing.T) {
 		{"no such model", []string{"--model", "/gone", "--data", data}, exitFailed},
 		{"no such training data", []string{"--model", model, "--data", data, "--train", "/gone.json"}, exitFailed},
 		{"one file twice", []string{"--model", model, "--data", data, "--data", data}, exitFailed},
+		{"no server", []string{"--servers", "http://" + closedPort(t), "--data", data}, exitUnreachable},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			root := t.TempDir()
@@ -228,4 +234,57 @@ func TestPhotographsAreNotEmbedded(t *testing.T) {
 			t.Errorf("%s: the page says that images are withheld: %v", data, said)
 		}
 	}
+}
+
+// startingServer serves the shared model once it has been asked for its health
+// some times, and says by 503 until then that it still starts.
+func startingServer(t *testing.T, l *laboratory, refusals int64) (url string, asked *atomic.Int64) {
+	t.Helper()
+	server, err := serve.New(serve.Options{Dir: l.path("model")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked = &atomic.Int64{}
+	handler := server.Handler()
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/health" {
+			asked.Add(1)
+		}
+		if asked.Load() <= refusals {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		handler.ServeHTTP(w, r)
+	}))
+	t.Cleanup(func() {
+		front.Close()
+		if err := server.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return front.URL, asked
+}
+
+// Servers must answer at once, each is asked once, and every one that does not is
+// named; those that start are waited for where that is asked for, and only there.
+func TestEvalWaitsForServersOnlyWhenAsked(t *testing.T) {
+	l := lab(t)
+	args := func(servers string, more ...string) []string {
+		return append([]string{"eval", "--servers", servers, "--data", l.path("data", "in_domain.json"), "--protocol", "micro",
+			"--max-tokens", "4", "--limit", "1", "--out", filepath.Join(t.TempDir(), "eval")}, more...)
+	}
+	url, asked := startingServer(t, l, 3)
+	dead := "http://" + closedPort(t)
+	invoke(t, args(url+","+dead)...).expect(t, exitUnreachable, "server "+url+": /health has status 503", "server "+dead+":", "refused")
+	if n := asked.Load(); n != 1 {
+		t.Errorf("a server that is not waited for was asked %d times", n)
+	}
+	invoke(t, args(url, "--wait", "1m")...).expect(t, exitDone)
+	if n := asked.Load(); n <= 3 {
+		t.Errorf("the server was asked %d times and cannot have been ready", n)
+	}
+	invoke(t, args(url)...).expect(t, exitDone)
+	invoke(t, args(dead, "--wait", "1ms")...).expect(t, exitUnreachable, dead)
+	invoke(t, args(url, "--wait", "-1s")...).expect(t, exitUsage, "--wait -1s")
+	invoke(t, "eval", "--model", "m", "--data", "d", "--wait", "1s").expect(t, exitUsage, "--wait 1s", "--servers")
 }
