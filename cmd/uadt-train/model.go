@@ -36,6 +36,9 @@ opens unchanged in transformers, in vLLM and in uadt-train serve.`,
 				return usagef("model init: --out names no directory")
 			}
 			o.DType = safetensors.DType(dtype)
+			if err := o.Validate(); err != nil {
+				return usagef("model init: %w", err)
+			}
 			corpus, err := phantom.Corpus(phantom.Options{Seed: corpusSeed})
 			if err != nil {
 				return err

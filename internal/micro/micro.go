@@ -76,6 +76,10 @@ func (o Options) fill() Options {
 	return o
 }
 
+// Validate reports at once every option, or default in its place, that Init would
+// refuse.
+func (o Options) Validate() error { return o.fill().validate() }
+
 // validate reports all that is wrong with filled options at once. The head sizes
 // are those that vLLM's CPU attention accepts.
 func (o Options) validate() error {
