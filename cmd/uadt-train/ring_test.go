@@ -176,6 +176,8 @@ func TestAnotherIdentityIsRefusedAndNothingTouched(t *testing.T) {
 	}{
 		{"one key", []string{"uadt.lambda=0.75"}, []string{"uadt.lambda"}},
 		{"several keys", []string{"grpo.clip_low=0.1", "rollout.group_size=8"}, []string{"grpo.clip_low", "rollout.group_size"}},
+		{"other adapters", []string{"trainer.lora_alpha=3", "trainer.lora_targets=q_proj"}, []string{"trainer.lora_alpha", "trainer.lora_targets", "q_proj"}},
+		{"adapters for weights", []string{"trainer.backend=pytorch", "trainer.lora_rank=8"}, []string{"trainer.backend", "trainer.lora_rank"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			args := []string{"--config", l.path("recipe.yaml")}
@@ -183,6 +185,7 @@ func TestAnotherIdentityIsRefusedAndNothingTouched(t *testing.T) {
 				args = append(args, "--set", s)
 			}
 			invoke(t, args...).expect(t, exitUsage, append(c.keys, run)...)
+			invoke(t, append(args, "--resume")...).expect(t, exitUsage, append(c.keys, run)...)
 			requireUntouched(t, l.path("runs"), before)
 		})
 	}
