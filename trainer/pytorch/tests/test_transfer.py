@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import random
+import select
+import socket
 import sys
 import threading
+import time
 import types
 import urllib.error
 import urllib.request
@@ -517,6 +522,71 @@ def test_requests_that_are_refused(endpoint: Endpoint) -> None:
         urllib.request.urlopen(endpoint.url + "/send", timeout=PATIENCE)
     assert got.value.code == 501  # GET
     got.value.close()
+
+
+def trickle(endpoint: Endpoint, at_once: bytes, then: bytes) -> bytes:
+    """Send bytes at once and then others one by one, far within every pause; return what comes until the end."""
+    host, port = endpoint.url.removeprefix("http://").split(":")
+    answer, end = b"", time.monotonic() + PATIENCE
+    with socket.create_connection((host, int(port)), PATIENCE) as connection:
+        connection.sendall(at_once)
+        for byte in itertools.cycle(then):
+            assert time.monotonic() < end, "the connection is still open"
+            if select.select([connection], [], [], 0.01)[0]:
+                try:
+                    data = connection.recv(1 << 16)
+                except ConnectionResetError:
+                    return answer
+                if not data:
+                    return answer
+                answer += data
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(bytes([byte]))
+    raise AssertionError
+
+
+def test_a_request_that_trickles_in_is_given_up(transfer: Transfer) -> None:
+    endpoint = Endpoint(transfer, HOST, arrival=0.5)
+    try:
+        start = f"POST /send HTTP/1.0\r\nAuthorization: Bearer {endpoint.token}\r\n".encode()
+        assert trickle(endpoint, b"", b"P") == b""
+        assert trickle(endpoint, start, b"X-More: 1\r\n") == b""
+        answer = trickle(endpoint, start + b"Content-Length: 60000\r\n\r\n{", b" ")
+        assert answer.startswith(b"HTTP/1.0 408 ")
+        assert b"did not arrive within 0.5 s" in answer
+        assert post(endpoint, "/leave", {"group": "g"}) == (200, {})
+    finally:
+        endpoint.close()
+
+
+def test_connections_above_the_cap_are_refused_at_once(transfer: Transfer) -> None:
+    endpoint = Endpoint(transfer, HOST, arrival=PATIENCE, connections=2)
+    host, port = endpoint.url.removeprefix("http://").split(":")
+    try:
+        held = [socket.create_connection((host, int(port)), PATIENCE) for _ in range(2)]  # accepted in this order
+        with socket.create_connection((host, int(port)), PATIENCE) as third, third.makefile("rb") as answer:
+            text = answer.read()
+        assert text.startswith(b"HTTP/1.0 503 ")
+        assert json.loads(text.partition(b"\r\n\r\n")[2])["error"]["message"] == "2 requests are being answered already"
+        for connection in held:
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(1) == b""  # the server has closed it
+            connection.close()
+        end = time.monotonic() + PATIENCE
+        while (got := attempt(endpoint)) is None:  # its place is free a moment after it is closed
+            assert time.monotonic() < end, "no place became free"
+        assert got == (200, {})
+    finally:
+        endpoint.close()
+
+
+def attempt(endpoint: Endpoint) -> tuple[int, dict[str, Any]] | None:
+    """Post a request; None when the server has no place for it."""
+    try:
+        status, answer = post(endpoint, "/leave", {"group": "g"})
+    except (ConnectionError, urllib.error.URLError):
+        return None
+    return None if status == 503 else (status, answer)
 
 
 def test_bytes_of_any_kind_are_refused_and_harm_nothing(endpoint: Endpoint) -> None:

@@ -1,17 +1,23 @@
 """The HTTP endpoint at which workers ask for broadcasts: POST /join, /prepare, /send and /leave, JSON both ways.
 
 It answers only who knows its token. The token travels in the clear: beyond one
-host the network must be trusted, as NCCL's own traffic demands anyway.
+host the network must be trusted, as NCCL's own traffic demands anyway. Who does
+not know the token can hold a thread no longer than a request may take to arrive,
+and no more threads than there may be connections.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hmac
+import io
 import json
 import logging
 import math
 import secrets
+import socket
 import threading
+import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -21,7 +27,8 @@ from .frames import Fields, FrameError
 from .transfer import BroadcastTimeoutError, GroupUnknownError, PolicyGoneError, PolicyId, Transfer
 
 LIMIT = 1 << 16  # bytes of a request
-IDLE = 30.0  # seconds that a request may pause while it arrives
+ARRIVAL = 10.0  # seconds from a connection to its whole request, and for an answer to be taken
+CONNECTIONS = 256  # at a time; a worker has one for each server of its own
 
 log = logging.getLogger("uadt_trainer")
 
@@ -36,11 +43,10 @@ STATUS = (
 class Endpoint:
     """Serves one Transfer until it is closed. url and token are what clients need."""
 
-    def __init__(self, transfer: Transfer, host: str) -> None:
+    def __init__(self, transfer: Transfer, host: str, arrival: float = ARRIVAL, connections: int = CONNECTIONS) -> None:
         self.token = secrets.token_hex(32)
         self.transfer = transfer
-        self._http = _Server((host, 0), _Handler)
-        self._http.endpoint = self
+        self._http = _Server(host, self, arrival, connections)
         self.url = f"http://{host}:{self._http.server_address[1]}"
         self._thread = threading.Thread(target=self._http.serve_forever, name="broadcasts", daemon=True)
         self._thread.start()
@@ -93,16 +99,71 @@ def _seconds(body: Fields) -> float:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    endpoint: Endpoint
+    request_queue_size = CONNECTIONS  # all servers join at the same time
+
+    def __init__(self, host: str, endpoint: Endpoint, arrival: float, connections: int) -> None:
+        self.endpoint, self.arrival, self._connections = endpoint, arrival, connections
+        self._places = threading.BoundedSemaphore(connections)
+        super().__init__((host, 0), _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer on a thread, or refuse at once when there are too many."""
+        if not self._places.acquire(blocking=False):
+            self._refuse(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be started
+            self._places.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer, and make room for another."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def _refuse(self, request: socket.socket) -> None:
+        text = f"{self._connections} requests are being answered already"
+        body = json.dumps(_failure("ConnectionRefusedError", text)).encode()
+        request.setblocking(False)  # noqa: FBT003 - the name of the argument is the method's
+        with contextlib.suppress(OSError):
+            request.send(b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        self.shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say that a client went away; it is the client's business."""
         log.info("a request from %s broke off", client_address, exc_info=True)
 
 
+class _Arriving(io.RawIOBase):
+    """Reads a socket until a deadline, however often bytes come."""
+
+    def __init__(self, connection: socket.socket, seconds: float) -> None:
+        self._connection, self._end = connection, time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what there is; TimeoutError after the deadline."""
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+        return self._connection.recv_into(buffer)
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = IDLE
+
+    def setup(self) -> None:
+        """Bound the time that the whole request may take to arrive."""
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_Arriving(self.connection, self.server.arrival))
 
     def do_POST(self) -> None:  # noqa: N802 - the name is http.server's
         """Answer one request."""
@@ -111,7 +172,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(HTTPStatus.UNAUTHORIZED, _failure("PermissionError", "the token is missing or wrong"))
             return
         try:
-            self._reply(HTTPStatus.OK, self.server.endpoint.answer(self.path, self._body()))
+            body = self._body()
+        except TimeoutError:
+            text = f"the request did not arrive within {self.server.arrival:g} s"
+            self._reply(HTTPStatus.REQUEST_TIMEOUT, _failure("TimeoutError", text))
+            return
+        except FrameError as error:
+            self._reply(HTTPStatus.BAD_REQUEST, _failure(type(error).__name__, str(error)))
+            return
+        self._answer(body)
+
+    def _answer(self, body: Fields) -> None:
+        try:
+            self._reply(HTTPStatus.OK, self.server.endpoint.answer(self.path, body))
         except (BroadcastError, FrameError) as error:
             status = next((s for kind, s in STATUS if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
             self._reply(status, _failure(type(error).__name__, str(error)))
@@ -136,6 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _reply(self, status: HTTPStatus, body: dict[str, Any]) -> None:
         data = json.dumps(body).encode()
+        self.connection.settimeout(self.server.arrival)  # for all of what follows
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
