@@ -46,6 +46,11 @@ func (w *work) measureOmega() {
 	m["uadt/omega_saturated"] = saturated / float64(len(omega))
 }
 
+// flipFloor is the share of the group's largest |A| up to which a value counts
+// as 0 for sign_flips: a reward equal to the mean leaves a rounding error of
+// either sign behind, which nobody is rewarded or punished by.
+const flipFloor = 1e-12
+
 // measureAdvantages compares A' with A. mass_moved and sign_flips are over all
 // traces; common_shift and advantage/* are per scored trace of an informative
 // group, so that uninformative groups do not dilute them:
@@ -53,10 +58,15 @@ func (w *work) measureOmega() {
 func (w *work) measureAdvantages() {
 	var moved, mass, flips float64
 	for _, g := range w.result.Groups {
+		var largest float64
+		for _, t := range g.Traces {
+			largest = math.Max(largest, math.Abs(t.A))
+		}
 		for _, t := range g.Traces {
 			moved += math.Abs(t.Shaped - t.A)
 			mass += math.Abs(t.A)
-			flips += indicator((t.A > 0 && t.Shaped < 0) || (t.A < 0 && t.Shaped > 0))
+			least := flipFloor * largest
+			flips += indicator((t.A > least && t.Shaped < -least) || (t.A < -least && t.Shaped > least))
 		}
 	}
 	m := w.result.Metrics

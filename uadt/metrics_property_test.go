@@ -85,7 +85,13 @@ func TestAdvantageMetricsByDefinition(t *testing.T) {
 		expect(t, r, "advantage/raw_neg", some, average(trained, func(x row) float64 { return math.Min(0, x.a) }))
 		expect(t, r, "advantage/shaped_pos", some, average(trained, func(x row) float64 { return math.Max(0, x.shaped) }))
 		expect(t, r, "advantage/shaped_neg", some, average(trained, func(x row) float64 { return math.Min(0, x.shaped) }))
-		expect(t, r, "uadt/sign_flips", true, total(rows, func(x row) float64 { return indicator(x.a*x.shaped < 0) }))
+		largest := map[int]float64{}
+		for _, x := range rows {
+			largest[x.group] = math.Max(largest[x.group], math.Abs(x.a))
+		}
+		expect(t, r, "uadt/sign_flips", true, total(rows, func(x row) float64 {
+			return indicator(x.a*x.shaped < 0 && math.Min(math.Abs(x.a), math.Abs(x.shaped)) > 1e-12*largest[x.group])
+		}))
 	})
 }
 
