@@ -235,16 +235,7 @@ func TestResumedStageKnowsItsStart(t *testing.T) {
 			}
 		}
 		k := mustKit(t, dir, 1, change)
-		admit, stop := context.WithCancel(t.Context())
-		defer stop()
-		k.events.hook = func(e telemetry.Event) {
-			if s, ok := e.(telemetry.StepDone); ok && s.Global == 5 {
-				stop()
-			}
-		}
-		if _, err := k.run(patient(t), admit); !errors.Is(err, ErrStopped) {
-			t.Fatal(err)
-		}
+		k.runTo(t, 5)
 		k = mustKit(t, dir, 2, change)
 		c := &calls{Scripted: k.trainer}
 		k.options.Parts.Backend, k.options.Parts.Keeper = c, c
@@ -257,6 +248,21 @@ func TestResumedStageKnowsItsStart(t *testing.T) {
 	}
 }
 
+// runTo runs until a step is done and no new one is admitted.
+func (k *kit) runTo(t *testing.T, step int) {
+	t.Helper()
+	admit, stop := context.WithCancel(t.Context())
+	defer stop()
+	k.events.hook = func(e telemetry.Event) {
+		if s, ok := e.(telemetry.StepDone); ok && s.Global == step {
+			stop()
+		}
+	}
+	if _, err := k.run(patient(t), admit); !errors.Is(err, ErrStopped) {
+		t.Fatal(err)
+	}
+}
+
 // TestMovedRunResumes: the reference is a checkpoint of the run itself, and
 // goes with it.
 func TestMovedRunResumes(t *testing.T) {
@@ -264,16 +270,7 @@ func TestMovedRunResumes(t *testing.T) {
 	want := whole.finish(t)
 	before, after := filepath.Join(t.TempDir(), "before"), filepath.Join(t.TempDir(), "after")
 	k := mustKit(t, before, 1, full(0))
-	admit, stop := context.WithCancel(t.Context())
-	defer stop()
-	k.events.hook = func(e telemetry.Event) {
-		if s, ok := e.(telemetry.StepDone); ok && s.Global == 5 {
-			stop()
-		}
-	}
-	if _, err := k.run(patient(t), admit); !errors.Is(err, ErrStopped) {
-		t.Fatal(err)
-	}
+	k.runTo(t, 5)
 	if err := os.Rename(before, after); err != nil {
 		t.Fatal(err)
 	}

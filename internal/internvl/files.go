@@ -133,7 +133,7 @@ func (c original) processor() object {
 func (w words) config() object {
 	decoder := object{}
 	for _, a := range w.added {
-		decoder[strconv.Itoa(int(a.ID))] = addedJSON{Content: a.Content, Special: a.Special}
+		decoder[strconv.Itoa(int(a.ID))] = tokenizer.AddedEntry{Content: a.Content, Special: a.Special}
 	}
 	return object{
 		"tokenizer_class": "Qwen2Tokenizer", "processor_class": "InternVLProcessor", "model_max_length": w.maxLength,

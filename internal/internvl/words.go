@@ -34,19 +34,9 @@ type words struct {
 
 // wordsConfig is the part of the original's tokenizer_config.json that is used.
 type wordsConfig struct {
-	Class     string               `json:"tokenizer_class"`
-	MaxLength float64              `json:"model_max_length"`
-	Added     map[string]addedJSON `json:"added_tokens_decoder"`
-}
-
-// addedJSON is one of added_tokens_decoder.
-type addedJSON struct {
-	Content    string `json:"content"`
-	LStrip     bool   `json:"lstrip"`
-	Normalized bool   `json:"normalized"`
-	RStrip     bool   `json:"rstrip"`
-	SingleWord bool   `json:"single_word"`
-	Special    bool   `json:"special"`
+	Class     string                          `json:"tokenizer_class"`
+	MaxLength float64                         `json:"model_max_length"`
+	Added     map[string]tokenizer.AddedEntry `json:"added_tokens_decoder"`
 }
 
 // readWords reads the tokenizer: tokenizer.json, or the files of Qwen2's old

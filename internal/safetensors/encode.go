@@ -43,6 +43,20 @@ func WriteTo(w io.Writer, f File) error {
 	if err != nil {
 		return err
 	}
+	if err := writeHeader(w, f, names); err != nil {
+		return err
+	}
+	for _, name := range names {
+		if _, err := w.Write(f.Tensors[name].Data); err != nil {
+			return fmt.Errorf("writing tensor %q: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// writeHeader writes what stands before the tensors of f, which follow in the
+// order of names.
+func writeHeader(w io.Writer, f File, names []string) error {
 	header, _, err := encodeHeader(f, names)
 	if err != nil {
 		return err
@@ -50,11 +64,6 @@ func WriteTo(w io.Writer, f File) error {
 	prefix := binary.LittleEndian.AppendUint64(nil, uint64(len(header)))
 	if _, err := w.Write(append(prefix, header...)); err != nil {
 		return fmt.Errorf("writing safetensors header: %w", err)
-	}
-	for _, name := range names {
-		if _, err := w.Write(f.Tensors[name].Data); err != nil {
-			return fmt.Errorf("writing tensor %q: %w", name, err)
-		}
 	}
 	return nil
 }

@@ -1,7 +1,6 @@
 package safetensors
 
 import (
-	"encoding/binary"
 	"fmt"
 	"io"
 
@@ -31,13 +30,8 @@ func WriteLazy(w io.Writer, metadata map[string]string, tensors map[string]Lazy)
 		f.Tensors[name] = t
 		names = append(names, name)
 	}
-	header, _, err := encodeHeader(f, inOrder(f, names))
-	if err != nil {
+	if err := writeHeader(w, f, inOrder(f, names)); err != nil {
 		return err
-	}
-	prefix := binary.LittleEndian.AppendUint64(nil, uint64(len(header)))
-	if _, err := w.Write(append(prefix, header...)); err != nil {
-		return fmt.Errorf("writing safetensors header: %w", err)
 	}
 	for _, name := range names {
 		if err := writeLazy(w, name, tensors[name]); err != nil {

@@ -55,8 +55,9 @@ func encodeJSON(v any) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// configAdded is one entry of added_tokens_decoder.
-type configAdded struct {
+// AddedEntry is one entry of added_tokens_decoder in tokenizer_config.json,
+// whose keys are ids.
+type AddedEntry struct {
 	Content    string `json:"content"`
 	LStrip     bool   `json:"lstrip"`
 	Normalized bool   `json:"normalized"`
@@ -77,9 +78,9 @@ func (t *Tokenizer) Files(maxLength int) (map[string][]byte, error) {
 		"add_bos_token": false, "add_prefix_space": false, "clean_up_tokenization_spaces": false,
 		"errors": "replace", "split_special_tokens": false, "chat_template": QwenTemplate,
 	}
-	decoder, additional, isAdded := map[string]configAdded{}, []string{}, map[int32]bool{}
+	decoder, additional, isAdded := map[string]AddedEntry{}, []string{}, map[int32]bool{}
 	for _, a := range t.AddedTokens() {
-		decoder[fmt.Sprint(a.ID)] = configAdded{Content: a.Content, Special: a.Special}
+		decoder[fmt.Sprint(a.ID)] = AddedEntry{Content: a.Content, Special: a.Special}
 		isAdded[a.ID] = true
 		if a.Special && a.Content != EndOfText {
 			additional = append(additional, a.Content)
