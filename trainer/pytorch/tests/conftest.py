@@ -6,17 +6,19 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from broadcast_kit import CPU, HOST
 from PIL import Image
 from safetensors.torch import save_file
 
 from uadt_trainer.engine import Engine, EngineOptions, Stage
 from uadt_trainer.optim import AdamWOptions
+from uadt_trainer.transfer import Transfer
 from uadt_trainer.types import Denominators, Group, Part, Shard, StepOptions, Trace
 
 VISION_START, VISION_END, PAD, VIDEO, VOCAB = 394, 395, 396, 397, 398
@@ -253,3 +255,16 @@ def run_step(engine: Engine, step: int, groups: list[Group], split: str = "one",
     if score:
         engine.score(step, o.temperature, o.banned)
     return engine.step(step, o, advantages(groups, step))
+
+
+@pytest.fixture
+def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let gloo meet on the loopback interface."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+
+
+@pytest.fixture
+def transfer(loopback: None) -> Iterator[Transfer]:
+    made = Transfer(CPU, HOST)
+    yield made
+    made.close()

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import json
-import random
-import select
-import socket
 import sys
 import threading
-import time
 import types
-import urllib.error
-import urllib.request
 import weakref
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
+from broadcast_kit import CPU, HOST, PATIENCE, Later, Peer, enrol, policy, same, weights
 
 from uadt_trainer import communicator
 from uadt_trainer.bus import BusOptions
 from uadt_trainer.communicator import BroadcastError, GlooCommunicator, Named, NCCLCommunicator, packed, update_info
-from uadt_trainer.endpoint import LIMIT, Endpoint
 from uadt_trainer.engine import Engine, EngineOptions
 from uadt_trainer.frames import Fields
 from uadt_trainer.ranks import Ranks
@@ -37,100 +26,10 @@ from uadt_trainer.transfer import (
     BroadcastTimeoutError,
     GroupUnknownError,
     PolicyGoneError,
-    PolicyId,
     Transfer,
 )
 
-HOST, CPU, PATIENCE = "127.0.0.1", torch.device("cpu"), 60.0
-
-
-@pytest.fixture(autouse=True)
-def _loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-
-
-def weights(seed: int) -> dict[str, torch.Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    made = {f"w{i}": torch.randn(3 + i, 5, generator=g) for i in range(7)}
-    return made | {"half": torch.randn(9, generator=g).bfloat16(), "one": torch.randn((), generator=g)}
-
-
-def policy(version: int) -> PolicyId:
-    return PolicyId(1, version, f"{version:064x}")
-
-
-class Peer:
-    """The workers of a server: one, on a thread, which does what is asked of it in the order of the calls."""
-
-    def __init__(self, init: dict[str, Any]) -> None:
-        self.store = dist.TCPStore(
-            init["master_address"],
-            init["master_port"],
-            is_master=False,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=PATIENCE),
-        )
-        self.group = dist.ProcessGroupGloo(
-            self.store, init["rank_offset"], init["world_size"], timedelta(seconds=PATIENCE)
-        )
-
-    def receive(self, info: dict[str, Any]) -> dict[str, torch.Tensor]:
-        empty = [
-            (n, torch.empty(s, dtype=getattr(torch, d)))
-            for n, d, s in zip(info["names"], info["dtype_names"], info["shapes"], strict=True)
-        ]
-        flat = []
-        for like in packed(empty, info["packed_buffer_size_bytes"]):
-            buffer = torch.empty_like(like)
-            self.group.broadcast(buffer, 0).wait()
-            flat.append(buffer)
-        every, out = torch.cat(flat), {}
-        for name, like in empty:
-            size = like.numel() * like.element_size()
-            out[name], every = every[:size].clone().view(like.dtype).view(like.shape), every[size:]
-        assert every.numel() == 0
-        return out
-
-
-class Later:
-    """Runs a call on a thread; result returns or raises what it did."""
-
-    def __init__(self, call: Callable[[], Any]) -> None:
-        self._outcome: list[Any] = []
-
-        def run() -> None:
-            try:
-                self._outcome.append(call())
-            except Exception as error:  # noqa: BLE001 - raised in result
-                self._outcome.append(error)
-
-        self._thread = threading.Thread(target=run, daemon=True)
-        self._thread.start()
-
-    def result(self) -> Any:
-        self._thread.join(PATIENCE)
-        assert self._outcome, "it did not come to its end"
-        if isinstance(self._outcome[0], Exception):
-            raise self._outcome[0]
-        return self._outcome[0]
-
-
-def enrol(transfer: Transfer, server: str, version: int) -> tuple[str, Peer, dict[str, Any]]:
-    joined = transfer.join(server, policy(version), 2, PATIENCE)
-    peer = Later(lambda: Peer(joined["init_info"]))
-    info = transfer.prepare(joined["group"], policy(version), PATIENCE)["update_info"]
-    return joined["group"], peer.result(), info
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return list(a) == list(b) and all(torch.equal(a[n], b[n]) and a[n].dtype == b[n].dtype for n in a)
-
-
-@pytest.fixture
-def transfer() -> Iterator[Transfer]:
-    made = Transfer(CPU, HOST)
-    yield made
-    made.close()
+pytestmark = pytest.mark.usefixtures("loopback")
 
 
 @pytest.mark.parametrize("limit", [0, 1, 60, 100, 10_000])
@@ -455,146 +354,3 @@ def test_without_vllm_or_nccl_a_gpu_trainer_says_so(nccl: FakeNCCL, monkeypatch:
     monkeypatch.setitem(sys.modules, "vllm.distributed.weight_transfer.nccl_engine", None)
     with pytest.raises(BroadcastError, match="vLLM's own engine, which cannot be imported"):
         NCCLCommunicator(torch.device("cuda:0"), HOST, 2)
-
-
-def post(endpoint: Endpoint, route: str, body: Any, token: str | None = None) -> tuple[int, dict[str, Any]]:
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    headers = {"Authorization": f"Bearer {endpoint.token if token is None else token}"}
-    request = urllib.request.Request(endpoint.url + route, data, headers)
-    try:
-        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.load(error)
-
-
-@pytest.fixture
-def endpoint(transfer: Transfer) -> Iterator[Endpoint]:
-    made = Endpoint(transfer, HOST)
-    yield made
-    made.close()
-
-
-def wire(version: int) -> dict[str, Any]:
-    return {"incarnation": 1, "version": version, "digest": f"{version:064x}"}
-
-
-def test_a_transfer_over_http(endpoint: Endpoint) -> None:
-    held = weights(3)
-    endpoint.transfer.hold(policy(3), held, held)
-    asked = {"server": "a", "policy": wire(3), "world_size": 2, "seconds": 30}
-    status, joined = post(endpoint, "/join", asked)
-    assert status == 200
-    peer = Later(lambda: Peer(joined["init_info"]))
-    group = {"group": joined["group"]}
-    status, prepared = post(endpoint, "/prepare", group | {"policy": wire(3), "seconds": 30})
-    assert status == 200
-    got = Later(lambda: peer.result().receive(prepared["update_info"]))
-    status, sent = post(endpoint, "/send", group | {"seconds": 30.5})
-    assert (status, sent["bytes"] > 0) == (200, True)
-    assert same(got.result(), held)
-    assert post(endpoint, "/leave", group) == (200, {})
-    status, answer = post(endpoint, "/send", group | {"seconds": 1})
-    assert (status, answer["error"]["type"]) == (404, "GroupUnknownError")
-    status, answer = post(endpoint, "/join", asked | {"policy": wire(4)})
-    assert (status, answer["error"]["type"]) == (410, "PolicyGoneError")
-
-
-def test_requests_that_are_refused(endpoint: Endpoint) -> None:
-    good = {"group": "g", "seconds": 1}
-    for route, body in (
-        ("/send", good | {"more": 1}),
-        ("/send", {"group": "g"}),
-        ("/send", good | {"seconds": 0}),
-        ("/send", good | {"seconds": 1e400}),
-        ("/send", b"{"),
-        ("/send", b"[]"),
-        ("/send", b" " * (LIMIT + 1)),
-        ("/join", {"server": "a", "policy": {"version": 1}, "world_size": 2, "seconds": 1}),
-        ("/elsewhere", {}),
-    ):
-        status, answer = post(endpoint, route, body)
-        assert (status, answer["error"]["type"]) == (400, "FrameError"), (route, body)
-    for token in ("", "x", endpoint.token[:-1], endpoint.token + "é"):
-        assert post(endpoint, "/send", good, token.encode().decode("latin-1"))[0] == 401
-    with pytest.raises(urllib.error.HTTPError) as got:
-        urllib.request.urlopen(endpoint.url + "/send", timeout=PATIENCE)
-    assert got.value.code == 501  # GET
-    got.value.close()
-
-
-def trickle(endpoint: Endpoint, at_once: bytes, then: bytes) -> bytes:
-    """Send bytes at once and then others one by one, far within every pause; return what comes until the end."""
-    host, port = endpoint.url.removeprefix("http://").split(":")
-    answer, end = b"", time.monotonic() + PATIENCE
-    with socket.create_connection((host, int(port)), PATIENCE) as connection:
-        connection.sendall(at_once)
-        for byte in itertools.cycle(then):
-            assert time.monotonic() < end, "the connection is still open"
-            if select.select([connection], [], [], 0.01)[0]:
-                try:
-                    data = connection.recv(1 << 16)
-                except ConnectionResetError:
-                    return answer
-                if not data:
-                    return answer
-                answer += data
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                connection.sendall(bytes([byte]))
-    raise AssertionError
-
-
-def test_a_request_that_trickles_in_is_given_up(transfer: Transfer) -> None:
-    endpoint = Endpoint(transfer, HOST, arrival=0.5)
-    try:
-        start = f"POST /send HTTP/1.0\r\nAuthorization: Bearer {endpoint.token}\r\n".encode()
-        assert trickle(endpoint, b"", b"P") == b""
-        assert trickle(endpoint, start, b"X-More: 1\r\n") == b""
-        answer = trickle(endpoint, start + b"Content-Length: 60000\r\n\r\n{", b" ")
-        assert answer.startswith(b"HTTP/1.0 408 ")
-        assert b"did not arrive within 0.5 s" in answer
-        assert post(endpoint, "/leave", {"group": "g"}) == (200, {})
-    finally:
-        endpoint.close()
-
-
-def test_connections_above_the_cap_are_refused_at_once(transfer: Transfer) -> None:
-    endpoint = Endpoint(transfer, HOST, arrival=PATIENCE, connections=2)
-    host, port = endpoint.url.removeprefix("http://").split(":")
-    try:
-        held = [socket.create_connection((host, int(port)), PATIENCE) for _ in range(2)]  # accepted in this order
-        with socket.create_connection((host, int(port)), PATIENCE) as third, third.makefile("rb") as answer:
-            text = answer.read()
-        assert text.startswith(b"HTTP/1.0 503 ")
-        assert json.loads(text.partition(b"\r\n\r\n")[2])["error"]["message"] == "2 requests are being answered already"
-        for connection in held:
-            connection.shutdown(socket.SHUT_WR)
-            assert connection.recv(1) == b""  # the server has closed it
-            connection.close()
-        end = time.monotonic() + PATIENCE
-        while (got := attempt(endpoint)) is None:  # its place is free a moment after it is closed
-            assert time.monotonic() < end, "no place became free"
-        assert got == (200, {})
-    finally:
-        endpoint.close()
-
-
-def attempt(endpoint: Endpoint) -> tuple[int, dict[str, Any]] | None:
-    """Post a request; None when the server has no place for it."""
-    try:
-        status, answer = post(endpoint, "/leave", {"group": "g"})
-    except (ConnectionError, urllib.error.URLError):
-        return None
-    return None if status == 503 else (status, answer)
-
-
-def test_bytes_of_any_kind_are_refused_and_harm_nothing(endpoint: Endpoint) -> None:
-    seeds = [json.dumps({"group": "g", "seconds": 1, "policy": wire(1)}).encode(), b"\xff\x00", b"null", b"1" * 50]
-    rng = random.Random(1)
-    for _ in range(200):
-        data = bytearray(rng.choice(seeds))
-        for _ in range(rng.randrange(4)):
-            data[rng.randrange(len(data))] = rng.randrange(256)
-        status, answer = post(endpoint, rng.choice(["/join", "/prepare", "/send"]), bytes(data))
-        assert status in (400, 404, 410), (data, answer)
